@@ -1,0 +1,135 @@
+"""``bin/embed``: a data set and a backbone in, a sealed cache of features out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featcache.command_line import Console, Parser, add_subset_flags, new_parser, numbers, run, subset_of
+from featcache.errors import UsageError
+
+DESCRIPTION = """Embed a data set once with a frozen backbone into an HDF5 cache, from which heads train in seconds. The
+same command again finds the cache and does nothing; after an interruption it goes on."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run(_parser(), _embed, argv, on_interrupt="what is done is kept: run the same command to go on")
+
+
+def _parser() -> Parser:
+    parser = new_parser("embed", DESCRIPTION)
+    data = parser.add_argument_group("data set")
+    data.add_argument(
+        "--dataset",
+        default="digits",
+        help="digits, a torchvision set (fashion-mnist, cifar10, …), or a folder root/<class>/* or "
+        "root/{train,val,test}/<class>/* (digits)",
+    )
+    data.add_argument("--root", type=Path, default=Path("data"), help="where downloaded sets live (data)")
+    data.add_argument("--strict", action="store_true", help="fail at the first damaged image instead of leaving it out")
+    add_subset_flags(parser)
+    model = parser.add_argument_group("backbone")
+    model.add_argument(
+        "--backbone",
+        default="efficientnet_lite0",
+        help="a torchvision model (resnet18, vit_b_16, …), timm/<name>, or efficientnet_lite0, which needs no download "
+        "(efficientnet_lite0)",
+    )
+    model.add_argument("--weights", help="a weights name, a .pth or .safetensors file, or none (the backbone's best)")
+    model.add_argument("--cut", metavar="STAGE", help="cache the output of this stage instead of the last one's")
+    model.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the square that the backbone sees")
+    model.add_argument("--resize", choices=("crop", "squash"), help="keep proportions and crop, or squash")
+    model.add_argument("--mean", type=numbers, metavar="R,G,B", help="channel means, on the scale 0 to 1")
+    model.add_argument("--std", type=numbers, metavar="R,G,B", help="channel standard deviations, likewise")
+    work = parser.add_argument_group("work")
+    work.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
+    work.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto is fp32")
+    work.add_argument("--batch-size", type=_batch_size, default=None, metavar="auto|N", help="images a forward pass")
+    work.add_argument("--workers", type=int, metavar="N", help="processes that decode files (up to 4)")
+    work.add_argument("--storage", choices=("float16", "float32"), default="float16", help="of the features (float16)")
+    return parser
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number from 1 to 65536")
+    return int(text)
+
+
+def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    from featcache.datasets import load_dataset
+
+    if arguments.workers is not None and arguments.workers < 0:
+        raise UsageError(f"--workers {arguments.workers}: expected a whole number from 0 on")
+    dataset = load_dataset(arguments.dataset, root=arguments.root, subset=subset_of(arguments))
+    sizes = ", ".join(f"{len(split.ids):,} {name}" for name, split in dataset.splits.items())
+    console.note(f"data set {dataset.name}: {len(dataset.class_names)} classes; images: {sizes}")
+    for note in dataset.notes:
+        console.note(f"  {note}")
+
+    from featcache.backbones import load_backbone
+    from featcache.embedding import Embedding
+    from featcache.machine import choose_device, device_name
+
+    device = choose_device(arguments.device)
+    backbone = load_backbone(
+        arguments.backbone,
+        weights=arguments.weights,
+        seed=arguments.seed,
+        image_size=arguments.image_size,
+        resize=arguments.resize,
+        mean=arguments.mean,
+        std=arguments.std,
+    )
+    from_files = type(next(iter(dataset.splits.values())).images).__name__ != "ArrayImages"
+    embedding = Embedding(
+        dataset=dataset,
+        backbone=backbone,
+        cache_dir=arguments.cache_dir,
+        cut=backbone.staged.cut_after(arguments.cut) if arguments.cut else None,
+        storage=arguments.storage,
+        precision="fp32" if arguments.precision == "auto" else arguments.precision,
+        device=device,
+        batch_size=arguments.batch_size or (256 if device.type == "cuda" else 64),
+        workers=min(4, os.cpu_count() or 1) if arguments.workers is None and from_files else arguments.workers or 0,
+        strict=arguments.strict,
+    )
+    end = backbone.staged.stages[(embedding.cut or 0) - 1]
+    shape = " x ".join(str(n) for n in end.shape)
+    console.note(
+        f"backbone {backbone.name}, weights {backbone.weights['name']}, {backbone.preprocessing.image_size} px, up to "
+        f"{end.name}: {shape} features in {embedding.storage}"
+    )
+    console.note(f"device {device} ({device_name(device)}), precision {embedding.precision}, engine eager")
+    waiting = f"another process is building {embedding.path}; waiting for it"
+    with console.progress("embedding", "images") as progress:
+        embedded = embedding.run(on_progress=progress, on_wait=lambda: console.note(waiting))
+    _tell(console, embedded)
+    return {
+        "cache": str(embedded.cache.path),
+        "rows": embedded.rows,
+        "rows_reused": embedded.rows_reused,
+        "rows_damaged": embedded.rows_damaged,
+        "seconds": embedded.seconds,
+        "images_per_s": embedded.images_per_s,
+    }
+
+
+def _tell(console: Console, embedded: Any) -> None:
+    path, rows, reused = embedded.cache.path, embedded.rows, embedded.rows_reused
+    if reused == rows:
+        console.note(f"{path} is complete: {rows:,} rows, nothing to do (checked in {embedded.seconds:.2f} s)")
+    else:
+        kept = f", {reused:,} were there already" if reused else ""
+        console.note(f"{path}: {rows:,} rows in {embedded.seconds:.1f} s ({embedded.images_per_s:,.1f} images/s{kept})")
+    if embedded.rows_damaged:
+        console.note(f"{embedded.rows_damaged:,} images have no features; heads leave them out:")
+        for split in embedded.cache.splits.values():
+            for row_id, message in list(split.errors.items())[:10]:
+                console.note(f"  {row_id}: {message}")

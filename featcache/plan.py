@@ -1,0 +1,73 @@
+"""What a cache will hold, settled before the first image is decoded; its fingerprint and file name follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache import layout
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """What is known of a split before any image is decoded: ``ids``, ``labels`` (N,) int64, ``content`` (N, 16) uint8."""
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    content: NDArray[np.uint8]
+
+    @cached_property
+    def encoded_ids(self) -> NDArray[np.bytes_]:
+        """(N,) fixed-length UTF-8, as the file holds them."""
+        encoded = [name.encode() for name in self.ids]
+        return np.array(encoded, dtype=f"S{max(map(len, encoded))}")
+
+    def digest(self) -> dict[str, Any]:
+        """How the fingerprint tells these rows from others, their order included."""
+        return {
+            "rows": len(self.ids),
+            "ids": layout.digest("\n".join(self.ids).encode()).hex(),
+            "labels": layout.digest(self.labels.astype("<i8")).hex(),
+            "content": layout.digest(self.content).hex(),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a cache will be, features aside.
+
+    Attributes:
+        encoder: JSON; see ``Backbone.encoder``.
+        class_names: by label.
+        splits: the rows, by split.
+        source: JSON on where the rows came from; its ``dataset`` names the data set.
+        feature_shape: of one row's features.
+        block_rows: rows that are written and checksummed together.
+    """
+
+    encoder: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    splits: Mapping[str, SplitRows]
+    source: Mapping[str, Any]
+    feature_shape: tuple[int, ...]
+    block_rows: int
+
+    @property
+    def fingerprint(self) -> str:
+        rows = {name: split.digest() for name, split in self.splits.items()}
+        told = {"encoder": dict(self.encoder), "source": dict(self.source), "rows": rows, "classes": self.class_names}
+        return layout.fingerprint(told)
+
+    @property
+    def file_name(self) -> str:
+        words = "-".join((self.source["dataset"], str(self.encoder["backbone"]), self.fingerprint[:8]))
+        return "".join(c if c.isalnum() or c in "._-" else "_" for c in words) + ".h5"
+
+    @property
+    def feature_dtype(self) -> np.dtype[Any]:
+        return np.dtype(str(self.encoder["storage"])).newbyteorder("<")
