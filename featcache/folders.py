@@ -66,7 +66,7 @@ def _splits(root: Path) -> dict[str, Path]:
     if others or len(dict(named)) < len(named):
         found = ", ".join(folder.name for folder in folders)
         raise UserError(f"{root}: expected folders train, val, test and no other, found {found}; move the others away")
-    return dict(named)
+    return {split: dict(named)[split] for split in ("train", "val", "test") if split in dict(named)}
 
 
 def _classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, list[str]]:

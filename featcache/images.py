@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 
 #: File name endings that are taken for images, and the formats that may hide behind them.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 #: Bytes in a content digest.
 DIGEST_SIZE = 16
 

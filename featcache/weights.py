@@ -41,7 +41,9 @@ def read(path: str | Path) -> tuple[StateDict, str]:
         raise UserError(
             f"{path}: holds more than tensors, or is damaged; save the model's state_dict() alone"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # bytes that are no weights fail in many ways
         raise UserError(f"{path}: cannot be read as weights ({' '.join(str(error).split())[:200]})") from error
     for nest in _NESTS:
         if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
@@ -99,13 +101,13 @@ def load_into(model: nn.Module, state: StateDict, *, name: str, backbone: str) -
     own = model.state_dict()
     optional = {key for key in own if key.endswith("num_batches_tracked")}
     differences = [
-        *(f"{key} is missing" for key in own if key not in state and key not in optional),
-        *(f"{key} is not in the model" for key in state if key not in own),
         *(
             f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
             for key in own
             if key in state and state[key].shape != own[key].shape
         ),
+        *(f"{key} is missing" for key in own if key not in state and key not in optional),
+        *(f"{key} is not in the model" for key in state if key not in own),
     ]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""

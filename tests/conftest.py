@@ -1,0 +1,84 @@
+"""Small real things: folders of pictures that Pillow drew, and caches that bin/embed's own code made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from featcache.backbones import Backbone, load_backbone
+from featcache.cache import Cache
+from featcache.datasets import ImageDataset, load_dataset
+from featcache.embedding import Embedding
+
+#: Work this small runs faster without threads that wait for one another.
+torch.set_num_threads(1)
+
+HYMENOPTERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera_data"
+
+
+@pytest.fixture
+def hymenoptera() -> Path:
+    """Ants and bees: real photographs, where they are at hand."""
+    if not HYMENOPTERA.is_dir():
+        pytest.skip(f"the hymenoptera photographs are not at {HYMENOPTERA}")
+    return HYMENOPTERA
+
+
+def draw(path: Path, *, hue: int, seed: int, size: tuple[int, int] = (48, 40)) -> None:
+    """A noisy picture of one colour, saved in the format that its name asks for."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 120, (size[1], size[0], 3))
+    pixels[..., hue] += 120
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes ``root/<split>/<class>/<n>.jpg``, or ``root/<class>/<n>.jpg`` for the split ``''``."""
+
+    def make(counts: dict[str, dict[str, int]], name: str = "pictures") -> Path:
+        root = tmp_path / name
+        for split, classes in counts.items():
+            for hue, (class_name, count) in enumerate(classes.items()):
+                (root / split / class_name).mkdir(parents=True)
+                for i in range(count):
+                    draw(root / split / class_name / f"{i:03}.jpg", hue=hue, seed=hash((split, hue, i)) % 2**32)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def folder(make_folder: Callable[..., Path]) -> Path:
+    """Two classes, 20 training and 6 test pictures each."""
+    return make_folder({"train": {"red": 20, "green": 20}, "test": {"red": 6, "green": 6}})
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    """ResNet-18 with random weights on 32-pixel squares: the real thing, small enough for every test."""
+    return load_backbone("resnet18", weights="none", image_size=32)
+
+
+@pytest.fixture
+def embed(tmp_path: Path, backbone: Backbone) -> Callable[..., Embedding]:
+    """The work of embedding a folder or data set into ``tmp_path/features``."""
+
+    def make(source: Path | ImageDataset, **settings: object) -> Embedding:
+        dataset = load_dataset(str(source)) if isinstance(source, Path) else source
+        values = {"backbone": backbone, "cache_dir": tmp_path / "features", "batch_size": 8, **settings}
+        return Embedding(dataset=dataset, device=torch.device("cpu"), **values)
+
+    return make
+
+
+@pytest.fixture
+def cache(folder: Path, embed: Callable[..., Embedding]) -> Cache:
+    """The folder's sealed cache: 40 training and 12 test rows in blocks of 8 would be too few: blocks are of 256."""
+    return embed(folder).run().cache

@@ -1,0 +1,121 @@
+"""Cache files: readable by anyone, and refused where they are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from featcache import layout
+from featcache.cache import Cache, find_caches
+from featcache.embedding import Embedding
+from featcache.errors import CacheError
+
+
+def test_plain_h5py_reads_it(cache: Cache) -> None:
+    with h5py.File(cache.path) as file:
+        assert file.attrs["format"] == "featcache"
+        assert file.attrs["format_version"] == layout.FORMAT_VERSION
+        assert [name.decode() for name in file.attrs["class_names"]] == ["green", "red"]
+        assert json.loads(file.attrs["encoder"]) == cache.encoder
+        provenance = json.loads(file["provenance"][()])
+        assert provenance["sealed"] is True
+        train = file["train"]
+        assert set(train) == {*layout.CHECKED, "errors", "checksums"}
+        assert train["features"].shape == (40, 512)
+        assert train["features"].dtype == np.float16
+        assert train["features"].chunks is None
+        assert train["features"].id.get_offset() % layout.ALIGNMENT == 0
+        assert train["ids"].asstr()[0] == "train/green/000.jpg"
+        assert (train["status"][()] == 0).all()
+        np.testing.assert_array_equal(train["features"][()].astype(np.float32), cache.splits["train"].load())
+        np.testing.assert_array_equal(train["labels"][()], np.repeat([0, 1], 20))
+
+
+def test_some_rows_are_loaded_as_they_stand(cache: Cache) -> None:
+    split = cache.splits["train"]
+    rows = np.array([0, 7, 31])
+    np.testing.assert_array_equal(split.load(rows), split.load()[rows])
+    assert split.load(np.array([], dtype=np.int64)).shape == (0, 512)
+
+
+@pytest.mark.parametrize("data_set", layout.CHECKED)
+def test_a_flipped_bit_is_caught_and_placed(cache: Cache, data_set: str) -> None:
+    stored = cache.splits["test"].stored[data_set]
+    with cache.path.open("r+b") as file:
+        file.seek(stored.offset + stored.n_bytes // 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 4]))
+    split = Cache.open(cache.path).splits["test"]
+    with pytest.raises(CacheError, match=f"/test/{data_set}, rows 0 to 11, do not match their checksum"):
+        split.load() if data_set == "features" else getattr(split, data_set)
+
+
+def test_a_flipped_bit_in_what_describes_the_rows_is_caught(cache: Cache) -> None:
+    data = bytearray(cache.path.read_bytes())
+    for marker in (b"green", b'"backbone"', b'"cost"', cache.encoder_fingerprint.encode()):
+        changed = data.copy()
+        changed[changed.index(marker) + 1] ^= 1
+        cache.path.write_bytes(changed)
+        with pytest.raises(CacheError):
+            Cache.open(cache.path)
+    cache.path.write_bytes(data)
+    assert Cache.open(cache.path).fingerprint == cache.fingerprint
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(cache: Cache, share: float) -> None:
+    data = cache.path.read_bytes()
+    cache.path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(CacheError, match="cut off, damaged, or no feature cache"):
+        Cache.open(cache.path)
+
+
+def test_other_files_are_refused(cache: Cache, tmp_path: Path) -> None:
+    other = tmp_path / "other.h5"
+    with pytest.raises(CacheError, match="no such cache"):
+        Cache.open(other)
+    with h5py.File(other, "w") as file:
+        file["x"] = np.arange(3)
+    with pytest.raises(CacheError, match="an HDF5 file, but no feature cache"):
+        Cache.open(other)
+    shutil.copy(cache.path, other)
+    with h5py.File(other, "r+") as file:
+        file.attrs["format_version"] = 99
+    with pytest.raises(CacheError, match="format version 99, but this is featcache for version 1; upgrade"):
+        Cache.open(other)
+
+
+def test_another_encoder_is_refused_by_the_fields_that_differ(cache: Cache) -> None:
+    cache.require(dataset="pictures", backbone="resnet18", precision=None)
+    with pytest.raises(CacheError, match="backbone is resnet18, not resnet50; precision is fp32, not bf16"):
+        cache.require(backbone="resnet50", precision="bf16")
+
+
+def test_caches_are_found_newest_first(folder: Path, embed: Callable[..., Embedding]) -> None:
+    older, newer = (embed(folder, storage=storage).run().cache for storage in ("float32", "float16"))
+    (older.path.parent / "junk.h5").write_bytes(b"junk")
+    older.path.touch()  # the recorded time counts, not the file system's
+    assert [cache.path for cache in find_caches(older.path.parent)] == [newer.path, older.path]
+    assert find_caches(Path("nowhere")) == []
+
+
+def test_every_encoder_field_changes_the_fingerprint(cache: Cache) -> None:
+    def variants(value: object) -> list[object]:
+        if isinstance(value, dict):
+            return [{**value, key: changed} for key in value for changed in variants(value[key])]
+        if isinstance(value, list):
+            return [[*value[:i], changed, *value[i + 1 :]] for i in range(len(value)) for changed in variants(value[i])]
+        if isinstance(value, bool):
+            return [not value]
+        return [value + 1] if isinstance(value, (int, float)) else [f"{value}x"]
+
+    fingerprints = [layout.fingerprint(encoder) for encoder in [cache.encoder, *variants(cache.encoder)]]
+    assert fingerprints[0] == cache.encoder_fingerprint
+    assert len(set(fingerprints)) == len(fingerprints) > 20

@@ -1,0 +1,176 @@
+"""Data sets: what a folder or a name holds, how splits come about, and what is said when it can't be."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+from conftest import draw
+
+from featcache import named_sets
+from featcache.datasets import ArrayImages, FileImages, load_dataset
+from featcache.errors import UsageError, UserError
+from featcache.subset import Subset
+
+MakeFolder = Callable[..., Path]
+
+
+def test_digits_come_with_a_carved_test_split() -> None:
+    digits = load_dataset("digits")
+    assert [len(split.ids) for split in digits.splits.values()] == [1438, 359]
+    assert digits.class_names == tuple("0123456789")
+    assert set(digits.splits["train"].ids).isdisjoint(digits.splits["test"].ids)
+    assert "359 of its 1,797 images were carved off as test (seed 0)" in digits.notes[0]
+    images = digits.splits["train"].images
+    assert isinstance(images, ArrayImages)
+    assert images.pixels.dtype == np.uint8
+    assert images.pixels.max() == 255
+
+
+def test_a_carved_test_split_hangs_on_the_seed_and_not_on_the_training_subset() -> None:
+    ids = [
+        load_dataset("digits", subset=Subset(seed=seed, per_class=n)).splits["test"].ids
+        for seed, n in ((0, 5), (0, 50), (1, 5))
+    ]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_folders_of_splits(make_folder: MakeFolder) -> None:
+    root = make_folder({"train": {"b": 3, "a": 2}, "val": {"a": 1, "b": 1}, "test": {"a": 2, "b": 1}})
+    dataset = load_dataset(str(root))
+    assert {name: len(split.ids) for name, split in dataset.splits.items()} == {"train": 5, "val": 2, "test": 3}
+    assert dataset.class_names == ("a", "b")
+    assert dataset.splits["train"].ids[:3] == ("train/a/000.jpg", "train/a/001.jpg", "train/b/000.jpg")
+    assert dataset.splits["train"].labels.tolist() == [0, 0, 1, 1, 1]
+    assert not dataset.notes
+
+
+def test_val_serves_as_test_where_there_is_no_test(make_folder: MakeFolder) -> None:
+    dataset = load_dataset(str(make_folder({"train": {"a": 3, "b": 3}, "valid": {"a": 2, "b": 2}})))
+    assert set(dataset.splits) == {"train", "test"}
+    assert dataset.splits["test"].ids[0] == "valid/a/000.jpg"
+    assert "its val split serves as test" in dataset.notes[0]
+    assert dataset.selection == {"test": "val"}
+
+
+def test_what_is_no_image_is_left_out_and_counted(make_folder: MakeFolder) -> None:
+    root = make_folder({"": {"a": 5, "b": 5}})
+    draw(root / "a" / "deeper" / "x.PNG", hue=0, seed=1)
+    for name in ("a/anim.gif", "b/notes.txt", "b/other.txt", "readme.md", "a/.hidden.jpg", ".DS_Store"):
+        (root / name).write_bytes(b"no image")
+    dataset = load_dataset(str(root))
+    assert len(dataset) == 11
+    assert "a/deeper/x.PNG" in (*dataset.splits["train"].ids, *dataset.splits["test"].ids)
+    assert dataset.notes[0].endswith(": 1 .gif, 1 .md, 2 .txt")
+
+
+def test_a_link_that_leads_back_does_not_hang(make_folder: MakeFolder) -> None:
+    root = make_folder({"": {"a": 5, "b": 5}})
+    (root / "a" / "again").symlink_to(root / "a", target_is_directory=True)
+    assert len(load_dataset(str(root))) == 10
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"": {"only": 3}}, "one class only .'only'."),
+        ({"": {"a": 3, "b": 1}}, "class 'b' has 1 image: a test split can be carved off from 2 images a class on"),
+        ({"": {"a": 0, "b": 0}}, "no images found"),
+        ({"train": {"a": 2}, "test": {"a": 2, "b": 2}}, "class 'b' has no training images"),
+        ({"train": {"a": 2, "b": 2}, "extra": {"a": 2, "b": 2}}, "expected folders train, val, test and no other"),
+    ],
+    ids=["one class", "one image", "empty", "class only in test", "odd folder"],
+)
+def test_folders_that_make_no_data_set(make_folder: MakeFolder, counts: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_dataset(str(make_folder(counts)))
+
+
+def test_names_that_are_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        load_dataset(str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="'cifar-10': did you mean cifar10"):
+        load_dataset("cifar-10")
+
+
+def test_files_are_read_with_their_digests_and_damages(make_folder: MakeFolder) -> None:
+    root = make_folder({"": {"a": 2, "b": 2}})
+    (root / "a" / "000.jpg").write_bytes(b"text")
+    images = FileImages(root, ("a/000.jpg", "a/001.jpg", "b/gone.jpg"))
+    read = images.read(range(3))
+    np.testing.assert_array_equal(read.digests, images.digests())
+    assert list(read.damaged) == [0, 2]
+    assert read.pixels[1].shape == (40, 48, 3)
+    assert not images.digests()[2].any()
+    assert (images.digests()[1] == FileImages(root, ("a/001.jpg",)).digests()[0]).all()
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """The format of MNIST."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}i", *values.shape)
+    data = header + values.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def test_a_torchvision_set_in_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = {"train": rng.integers(0, 256, (30, 28, 28)), "t10k": rng.integers(0, 256, (10, 28, 28))}
+    for split, values in pixels.items():
+        write_idx(tmp_path / "MNIST" / "raw" / f"{split}-images-idx3-ubyte", values)
+        write_idx(tmp_path / "MNIST" / "raw" / f"{split}-labels-idx1-ubyte", np.arange(len(values)) % 10)
+    dataset = load_dataset("mnist", root=tmp_path)
+    assert dataset.class_names[0] == "0 - zero"
+    assert dataset.splits["test"].ids[-1] == "test/9"
+    np.testing.assert_array_equal(dataset.splits["train"].images.read([3, 4]).pixels, pixels["train"][3:5])
+
+
+def test_a_torchvision_set_of_files(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        for hue, country in enumerate(("DE", "FR")):
+            for i in range(3):
+                draw(tmp_path / "country211" / split / country / f"{i}.jpg", hue=hue, seed=i)
+    dataset = load_dataset("country211", root=tmp_path)
+    assert set(dataset.splits) == {"train", "val", "test"}
+    assert dataset.class_names == ("DE", "FR")
+    images = dataset.splits["val"].images
+    read = images.take(np.array([4, 5])).read([1])
+    assert read.pixels[0].shape == (40, 48, 3)
+    np.testing.assert_array_equal(read.digests[0], images.digests()[5])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "flowers102"])
+def test_a_refused_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(UserError, match=f"{name}: cannot be read or downloaded .*no network") as caught:
+        load_dataset(name, root=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_debians_fashion_mnist(tmp_path: Path) -> None:
+    folder = named_sets.DEBIAN_FASHION_MNIST
+    if not folder.is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    dataset = load_dataset("fashion-mnist", root=tmp_path)
+    assert [len(split.ids) for split in dataset.splits.values()] == [60_000, 10_000]
+    assert np.bincount(dataset.splits["train"].labels).tolist() == [6_000] * 10
+    assert dataset.class_names[9] == "Ankle boot"
+
+
+def test_debians_format_is_read_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28))
+    for split in ("train", "t10k"):
+        write_idx(tmp_path / "deb" / f"{split}-images-idx3-ubyte.gz", pixels)
+        write_idx(tmp_path / "deb" / f"{split}-labels-idx1-ubyte.gz", np.arange(20) % 10)
+    monkeypatch.setattr(named_sets, "DEBIAN_FASHION_MNIST", tmp_path / "deb")
+    dataset = load_dataset("fashion-mnist", root=tmp_path)
+    np.testing.assert_array_equal(dataset.splits["test"].images.read(range(20)).pixels, pixels)

@@ -1,0 +1,260 @@
+"""Embedding: the right numbers in the right rows, once; interruptions, damage and other builders."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featcache import embedding as embedding_module
+from featcache.backbones import Backbone, load_backbone
+from featcache.builder import CacheBuilder
+from featcache.cache import Cache
+from featcache.datasets import ArrayImages, ImageDataset, Split, load_dataset
+from featcache.disk import building
+from featcache.embedding import Embedding
+from featcache.errors import UserError
+from featcache.machine import choose_device
+
+Embed = Callable[..., Embedding]
+
+
+def arrays(n_train: int, n_test: int = 12) -> ImageDataset:
+    """Noise in memory, in two classes."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for name, count in (("train", n_train), ("test", n_test)):
+        pixels = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        ids = tuple(f"{name}/{i}" for i in range(count))
+        splits[name] = Split(ids, np.arange(count) % 2, ArrayImages(pixels))
+    return ImageDataset("noise", ("a", "b"), splits)
+
+
+def logical(cache: Cache) -> dict[str, bytes]:
+    """All data of a cache, byte for byte."""
+    parts = {}
+    for name, split in cache.splits.items():
+        for data_set, stored in split.stored.items():
+            parts[f"{name}/{data_set}"] = stored.map().tobytes()
+    return parts
+
+
+class Stop(Exception):
+    """What a test raises in the middle of the work."""
+
+
+def stop_after(rows: int) -> Callable[[int, int], None]:
+    def on_progress(done: int, total: int) -> None:
+        if done >= rows:
+            raise Stop
+
+    return on_progress
+
+
+def test_rows_are_the_trunks_output_for_their_images(folder: Path, embed: Embed, backbone: Backbone) -> None:
+    cache = embed(folder, storage="float32").run().cache
+    dataset = load_dataset(str(folder))
+    for name, split in dataset.splits.items():
+        pixels = split.images.read(range(len(split.ids))).pixels
+        with torch.inference_mode():
+            expected = backbone.staged.trunk()(backbone.preprocessing.normalise(backbone.preprocessing.fit(pixels)))
+        np.testing.assert_allclose(cache.splits[name].load(), expected.numpy(), rtol=1e-4, atol=1e-5)
+        assert cache.splits[name].ids == split.ids
+        np.testing.assert_array_equal(cache.splits[name].content, split.images.digests())
+    half = embed(folder).run().cache.splits["train"]
+    np.testing.assert_array_equal(half.features, cache.splits["train"].load().astype(np.float16))
+
+
+def test_the_second_run_runs_nothing(folder: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = embed(folder).run()
+    assert (first.rows, first.rows_reused) == (52, 0)
+    monkeypatch.setattr(Embedding, "_forward", None)
+    second = embed(folder).run()
+    assert (second.rows, second.rows_reused, second.images_per_s) == (52, 52, 0)
+    assert second.seconds < 1
+    assert second.cache.path == first.cache.path
+
+
+def test_workers_and_batches_in_memory_change_nothing(embed: Embed, folder: Path) -> None:
+    alone = embed(folder).run().cache
+    alone_data = logical(alone)
+    alone.path.unlink()
+    with_workers = embed(folder, workers=2).run().cache
+    assert logical(with_workers) == alone_data
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"storage": "float32"},
+        {"precision": "bf16"},
+        {"cut": 3},
+        {"backbone": ("resnet18", {"seed": 1})},
+        {"backbone": ("resnet18", {"mean": (0.5, 0.5, 0.5)})},
+        {"backbone": ("resnet18", {"resize": "squash"})},
+    ],
+    ids=str,
+)
+def test_another_encoder_is_another_cache(folder: Path, embed: Embed, change: dict) -> None:
+    if "backbone" in change:
+        name, settings = change["backbone"]
+        change = {"backbone": load_backbone(name, weights="none", image_size=32, **settings)}
+    assert embed(folder, **change).plan.fingerprint != embed(folder).plan.fingerprint
+
+
+def test_other_rows_are_another_cache(folder: Path, embed: Embed) -> None:
+    before = embed(folder).path
+    assert embed(folder).path == before
+    data = (folder / "train/red/003.jpg").read_bytes()
+    (folder / "train/red/003.jpg").write_bytes((folder / "train/red/004.jpg").read_bytes())
+    assert embed(folder).path != before
+    (folder / "train/red/003.jpg").write_bytes(data)
+    assert embed(folder).path == before
+    (folder / "train/red/003.jpg").rename(folder / "train/green/zzz.jpg")
+    assert embed(folder).path != before
+
+
+def test_an_interrupted_build_goes_on_to_the_same_bytes(embed: Embed, tmp_path: Path) -> None:
+    dataset = arrays(700)
+    whole = embed(dataset, cache_dir=tmp_path / "whole").run().cache
+    with pytest.raises(Stop):
+        embed(dataset).run(on_progress=stop_after(500))
+    assert not embed(dataset).path.exists()
+    resumed = embed(dataset).run()
+    assert resumed.rows_reused == 512
+    assert logical(resumed.cache) == logical(whole)
+    assert not list(resumed.cache.path.parent.glob(".*partial*"))
+
+
+def test_a_partial_file_of_another_batch_size_is_begun_anew(embed: Embed) -> None:
+    with pytest.raises(Stop):
+        embed(arrays(700)).run(on_progress=stop_after(500))
+    assert embed(arrays(700), batch_size=16).run().rows_reused == 0
+
+
+def test_a_block_that_was_torn_is_done_again(embed: Embed) -> None:
+    with pytest.raises(Stop):
+        embed(arrays(700)).run(on_progress=stop_after(500))
+    (partial,) = embed(arrays(700)).path.parent.glob(".*.partial")
+    plan = embed(arrays(700)).plan
+    stored = CacheBuilder(embed(arrays(700)).path, partial, plan)._stored["train"]["features"]
+    with partial.open("r+b") as file:
+        file.seek(stored.offset + 300 * 1024)
+        file.write(b"\xff\xff")
+    assert embed(arrays(700)).run().rows_reused == 256
+
+
+def test_junk_under_the_partial_name_is_replaced(embed: Embed, folder: Path) -> None:
+    path = embed(folder).path
+    path.parent.mkdir()
+    path.with_name(f".{path.name}.partial").write_bytes(b"junk")
+    assert embed(folder).run().rows_reused == 0
+
+
+def test_damaged_images_are_marked_and_left_out(embed: Embed, folder: Path) -> None:
+    (folder / "train/red/003.jpg").write_text("no picture")
+    (folder / "test/green/002.jpg").write_bytes((folder / "test/green/003.jpg").read_bytes()[:300])
+    embedded = embed(folder).run()
+    assert embedded.rows_damaged == 2
+    train = embedded.cache.splits["train"]
+    assert train.errors == {"train/red/003.jpg": "not a JPEG, PNG, WebP, BMP or TIFF image"}
+    assert train.ids[int(np.flatnonzero(train.status)[0])] == "train/red/003.jpg"
+    assert len(train.usable()) == 39
+    assert list(embedded.cache.splits["test"].errors) == ["test/green/002.jpg"]
+    with pytest.raises(UserError, match="train/red/003.jpg: not a JPEG.*without --strict"):
+        embed(folder, strict=True, storage="float32").run()
+
+
+def test_an_image_that_changes_meanwhile_is_noticed(embed: Embed, folder: Path) -> None:
+    work = embed(folder)
+    assert work.plan.fingerprint
+    (folder / "train/red/003.jpg").write_bytes((folder / "train/red/004.jpg").read_bytes())
+    with pytest.raises(UserError, match="train/red/003.jpg changed while it was being embedded"):
+        work.run()
+
+
+def scaled(backbone: Backbone, factor: float) -> Backbone:
+    """The same backbone with its last normalisation blown up."""
+    again = load_backbone("resnet18", weights="none", image_size=32)
+    again.staged.model.get_parameter("layer4.1.bn2.bias").data.fill_(factor)
+    return replace(backbone, staged=again.staged)
+
+
+def test_what_float16_cannot_hold_is_refused(embed: Embed, backbone: Backbone) -> None:
+    with pytest.raises(UserError, match="beyond float16: take --storage float32"):
+        embed(arrays(20), backbone=scaled(backbone, 1e6)).run()
+    assert embed(arrays(20), backbone=scaled(backbone, 1e6), storage="float32").run().rows_damaged == 0
+
+
+def test_features_that_are_not_finite_are_marked(embed: Embed, backbone: Backbone) -> None:
+    embedded = embed(arrays(20), backbone=scaled(backbone, float("nan"))).run()
+    assert embedded.rows_damaged == 32
+    assert set(embedded.cache.splits["train"].errors.values()) == {"features not finite"}
+
+
+def test_maps_are_cached_at_an_inner_cut(embed: Embed, folder: Path, backbone: Backbone) -> None:
+    cache = embed(folder, cut=backbone.staged.cut_after("layer2"), storage="float32").run().cache
+    assert cache.encoder["cut"] == "layer2"
+    assert not cache.holds_vectors
+    maps = cache.splits["test"].load()
+    assert maps.shape == (12, 128, 4, 4)
+    vectors = embed(folder, storage="float32").run().cache.splits["test"].load()
+    rest = torch.nn.Sequential(backbone.staged.tail(3))
+    with torch.inference_mode():
+        logits = rest(torch.from_numpy(maps).to(memory_format=torch.channels_last))
+        expected = backbone.staged.head(torch.from_numpy(vectors))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_full_disk_is_told_before_any_image_is_read(
+    embed: Embed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(embedding_module, "BatchReader", None)
+    with pytest.raises(UserError, match=r"52 rows need [\d,]+ bytes, and 1,000 are free"):
+        embed(folder).run()
+    assert not list((folder.parent / "features").glob("*.h5"))
+
+
+def hold(path: Path, held: multiprocessing.synchronize.Event, seconds: float) -> None:
+    with building(path):
+        held.set()
+        time.sleep(seconds)
+
+
+def test_another_builder_is_waited_for(embed: Embed, folder: Path) -> None:
+    work = embed(folder)
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    other = context.Process(target=hold, args=(work.path, held, 1.0))
+    other.start()
+    held.wait()
+    waits: list[float] = []
+    work.run(on_wait=lambda: waits.append(time.monotonic()))
+    waited = time.monotonic() - waits[0]
+    other.join()
+    assert waited > 0.3
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    assert choose_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda: torch finds none here"):
+            choose_device("cuda")
+        assert choose_device("auto").type in ("cpu", "mps")
+    with pytest.raises(UserError, match="--device tpu: expected auto, cuda, mps or cpu"):
+        choose_device("tpu")
+
+
+def test_on_a_gpu_the_features_are_the_same(embed: Embed, folder: Path, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no CUDA device")
+    on_cpu = embed(folder, storage="float32", cache_dir=tmp_path / "cpu").run().cache.splits["train"].load()
+    work = replace(embed(folder, storage="float32"), device=torch.device("cuda"))
+    np.testing.assert_allclose(work.run().cache.splits["train"].load(), on_cpu, rtol=1e-3, atol=1e-3)

