@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,27 +194,27 @@ def run(
     try:
         with _terminated_as_interrupted():
             console.result(command(arguments, console))
-        return 0
-    except KeyboardInterrupt:
-        status, message = 1, f"interrupted; {on_interrupt}"
-    except UserError as error:
-        status, message = (2 if isinstance(error, UsageError) else 1), str(error)
-    except ModuleNotFoundError as error:
-        status, message = 1, f"{error.name} is not installed: pip install featcache, or pip install -e . in its source"
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         return 1
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:  # the last resort: one line, and the traceback on request
         if arguments.debug:
-            raise
-        reason = " ".join(str(error).split())[:200]
-        status, message = 1, f"{type(error).__name__}: {reason} (run with --debug for the traceback)"
-    if arguments.debug:
-        import traceback
+            traceback.print_exc()
+        print(f"{parser.prog}: error: {_message(error, on_interrupt)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
 
-        traceback.print_exc()
-    print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
-    return status
+
+def _message(error: BaseException, on_interrupt: str) -> str:
+    """What an error comes to in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted; {on_interrupt}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed: run pip install -e . in featcache's folder"
+    return f"{type(error).__name__}: {text[:200]} (run with --debug for the traceback)"
 
 
 @contextmanager

@@ -1,0 +1,279 @@
+"""The commands as people type them: what they make, what they print, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from featcache import embed_command
+from featcache.cache import Cache
+from heads import fit_head_command
+from heads.saved import load_head
+
+BIN = Path(__file__).resolve().parents[1] / "bin"
+#: Flags that make embedding quick: a real backbone with random weights, on few and small images.
+QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--per-class", "6"]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in an empty folder; gives its exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    mains = {"embed": embed_command.main, "fit-head": fit_head_command.main}
+
+    def call(command: str, *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = mains[command]([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse's way
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
+    status, out, _ = run("embed", *QUICK)
+    assert status == 0
+    assert "data set digits: 10 classes; images: 60 train, 359 test" in out
+    assert "359 of its 1,797 images were carved off as test" in out
+    assert "512 features in float16" in out
+    (path,) = (tmp_path / "features").glob("*.h5")
+    assert path.name.startswith("digits-resnet18-")
+    status, out, _ = run("embed", *QUICK)
+    assert f"features/{path.name} is complete: 419 rows, nothing to do" in out
+    status, out, _ = run("fit-head", "--clf", "logreg")
+    assert status == 0
+    assert f"cache features/{path.name}" in out
+    assert "rows: 50 train, 10 val, 359 test" in out
+    assert "95 % interval" in out
+    run_folder = tmp_path / "runs" / "digits-resnet18-logreg-1"
+    assert {entry.name for entry in run_folder.iterdir()} == {"run.json", "predictions.npz", "head.npz"}
+
+
+def test_json_is_all_there_is_on_stdout(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("embed", *QUICK, "--json")
+    told = json.loads(out)
+    assert status == 0
+    assert "data set digits" in err
+    assert set(told) == {"cache", "rows", "rows_reused", "rows_damaged", "seconds", "images_per_s"}
+    assert (told["rows"], told["rows_reused"]) == (419, 0)
+    status, out, err = run("fit-head", "--clf", "ridge", "--name", "mine", "--json")
+    record = json.loads(out)
+    assert record == json.loads((tmp_path / "runs/mine/run.json").read_text())
+    assert "accuracy" in err
+    status, out, _ = run("fit-head", "--clf", "all", "--json", "--runs-dir", "others")
+    assert len(json.loads(out)["runs"]) == 9
+    assert len(list((tmp_path / "others").iterdir())) == 9
+
+
+def test_a_run_says_all_that_the_schema_asks_for(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    assert run("fit-head", "--clf", "logreg", "--name", "r", "--seed", 3)[0] == 0
+    record = json.loads((tmp_path / "runs/r/run.json").read_text())
+    keys = (
+        "schema kind method command created seed dataset encoder source augment params selection converged "
+        "trainable_params total_params frozen_sha256 metrics cost history environment"
+    )
+    assert set(keys.split()) <= set(record)
+    assert (record["kind"], record["method"], record["seed"], record["source"]) == ("head", "logreg", 3, "cache")
+    assert record["command"] == "fit-head --clf logreg --name r --seed 3"
+    assert set(record["selection"]) == {"candidates", "how", "refit", "at_grid_edge"}
+    assert record["params"]["C"] in [candidate["params"]["C"] for candidate in record["selection"]["candidates"]]
+    metrics = "accuracy accuracy_ci95 top5 balanced_accuracy macro_f1 log_loss ece"
+    assert set(record["metrics"]) == {"train", "val", "test"}
+    assert set(record["metrics"]["test"]) == set(metrics.split())
+    assert {"embed_s", "fit_s", "epoch_s", "peak_rss_mb", "device"} == set(record["cost"])
+    assert record["total_params"] == 11_176_512 + record["trainable_params"]
+
+    predictions = np.load(tmp_path / "runs/r/predictions.npz", allow_pickle=False)
+    cache = Cache.open(next((tmp_path / "features").glob("*.h5")))
+    test = cache.splits["test"]
+    assert predictions["test_ids"].tolist() == list(test.ids)
+    np.testing.assert_array_equal(predictions["test_labels"], test.labels)
+    right = predictions["test_scores"].argmax(axis=1) == test.labels
+    assert record["metrics"]["test"]["accuracy"] == pytest.approx(right.mean())
+    head, meta = load_head(tmp_path / "runs/r/head.npz")
+    np.testing.assert_array_equal(head.scores(test.load()), predictions["test_scores"])
+    assert meta["class_names"] == list(cache.class_names)
+    assert meta["encoder_fingerprint"] == cache.encoder_fingerprint
+
+
+def test_the_newest_matching_cache_is_taken(run: Run) -> None:
+    run("embed", *QUICK)
+    run("embed", *QUICK, "--seed", "1")
+    run("embed", *QUICK, "--cut", "layer3")
+    _, out, _ = run("fit-head", "--clf", "centroid", "--json")
+    assert json.loads(out)["encoder"]["weights"]["seed"] == 1
+    assert run("fit-head", "--clf", "centroid", "--backbone", "resnet18", "--dataset", "digits")[0] == 0
+
+
+def test_rows_are_chosen_at_fitting_as_at_embedding(run: Run) -> None:
+    run("embed", *QUICK)
+    chosen = ["--classes", "3,1,7", "--per-class", "4", "--limit", "test=20"]
+    _, out, _ = run("fit-head", "--clf", "centroid", "--json", *chosen)
+    record = json.loads(out)
+    assert record["dataset"]["class_names"] == ["3", "1", "7"]
+    assert [record["dataset"][f"n_{split}"] for split in ("train", "val", "test")] == [9, 3, 20]
+
+
+def test_the_report_shows_classes_and_confusions(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    _, out, _ = run("fit-head", "--clf", "ridge", "--report")
+    assert "recall" in out
+    assert "confusion matrix" in out
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "runs/digits-resnet18-ridge-1/confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def two_classes(root: Path, *, train: int = 4) -> Path:
+    for split, count in (("train", train), ("test", 3)):
+        for label, name in enumerate("ab"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((3, 12, 12), 99 * label + i, np.uint8)
+                torchvision.io.write_png(torch.from_numpy(pixels), str(root / split / name / f"{i}.png"))
+    return root
+
+
+def test_a_text_file_named_jpg(run: Run, tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "p")
+    (root / "train/a/note.jpg").write_text("no picture")
+    status, out, _ = run("embed", *QUICK[:-2], "--dataset", root)
+    assert status == 0
+    assert "1 images have no features" in out
+    assert "train/a/note.jpg: not a JPEG, PNG, WebP, BMP or TIFF image" in out
+    status, out, _ = run("fit-head", "--clf", "centroid")
+    assert status == 0
+    assert "1 rows of the cache have no features or no label and are left out" in out
+    status, _, err = run("embed", *QUICK[:-2], "--dataset", root, "--strict", "--storage", "float32")
+    assert status == 1
+    assert "train/a/note.jpg: not a JPEG" in err
+
+
+def test_a_class_with_one_training_image(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK[:-2], "--dataset", two_classes(tmp_path / "p", train=1))
+    status, _, err = run("fit-head")
+    assert status == 1
+    assert "class 'a' has" in err
+
+
+BAD = {
+    "missing folder": (["embed", "--dataset", "./gone"], 1, "gone: no such folder"),
+    "empty folder": (["embed", "--dataset", "./empty"], 1, "empty: no images found"),
+    "one class": (["embed", "--dataset", "./one"], 1, "one class only"),
+    "unknown backbone": (["embed", "--backbone", "resnet19"], 2, "unknown backbone 'resnet19': did you mean resnet"),
+    "unknown stage": (["embed", *QUICK, "--cut", "layer5"], 2, "unknown stage 'layer5': expected one of stem, layer1"),
+    "unknown data set": (["embed", "--dataset", "cifar11"], 2, "'cifar11': did you mean cifar10"),
+    "unknown head": (["fit-head", "--clf", "forest"], 2, "invalid choice: 'forest'"),
+    "unknown flag": (["embed", "--batchsize", "3"], 2, "unrecognized arguments: --batchsize 3; see embed --help"),
+    "fraction 0": (["embed", "--fraction", "0"], 2, "--fraction 0: expected a number above 0 and at most 1"),
+    "per class": (["embed", "--per-class", "9999"], 1, "--per-class 9999: class '0' has 142 training images"),
+    "limit": (["embed", "--limit", "train:5"], 2, "'train:5' is not of the form train=2000,test=500"),
+    "batch size": (["embed", "--batch-size", "0"], 2, "'0' is neither auto nor a whole number"),
+    "unwritable": (["embed", *QUICK, "--cache-dir", "./file/features"], 1, "cannot be written (Not a directory)"),
+    "no cache": (["fit-head"], 1, "no cache of vectors (found none at all); make one with bin/embed"),
+    "no such cache": (["fit-head", "--cache", "gone.h5"], 1, "gone.h5: no such cache"),
+    "no hdf5": (["fit-head", "--cache", "file"], 1, "file: cut off, damaged, or no feature cache"),
+    "val fraction": (["fit-head", "--val-fraction", "1"], 2, "--val-fraction 1: expected a number between 0 and 1"),
+    "run name": (["fit-head", "--name", "../x"], 2, "--name '../x': expected letters"),
+    "other weights": (["embed", "--backbone", "resnet18", "--weights", "./r34.pth"], 1, "does not fit resnet18"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    run: Run, tmp_path: Path, arguments: list[str], status: int, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no cache")
+    (tmp_path / "one" / "only").mkdir(parents=True)
+    (tmp_path / "one" / "only" / "x.png").write_bytes(b"")
+    if "./r34.pth" in arguments:
+        torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
+    before = sorted(tmp_path.rglob("*"))
+    came, _, err = run(*arguments)
+    assert came == status
+    assert err.startswith(f"{arguments[0]}: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_cache_of_another_encoder_is_refused(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    (path,) = (tmp_path / "features").glob("*.h5")
+    status, _, err = run("fit-head", "--cache", path, "--backbone", "resnet50", "--dataset", "cifar10")
+    assert status == 1
+    assert "is another cache than asked for: dataset is digits, not cifar10; backbone is resnet18, not resnet50" in err
+    status, _, err = run("fit-head", "--backbone", "resnet50")
+    assert status == 1
+    assert f"no cache of vectors for --backbone resnet50 (found {path.name})" in err
+
+
+def test_a_truncated_cache_is_refused(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    (path,) = (tmp_path / "features").glob("*.h5")
+    path.write_bytes(path.read_bytes()[:-5000])
+    status, _, err = run("fit-head", "--cache", path)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "cut off" in err
+    assert run("fit-head")[0] == 1
+    assert run("embed", *QUICK)[0] == 0
+    assert run("fit-head", "--clf", "centroid")[0] == 0
+
+
+def test_a_taken_run_name_is_refused(run: Run) -> None:
+    run("embed", *QUICK)
+    assert run("fit-head", "--clf", "centroid", "--name", "r")[0] == 0
+    status, _, err = run("fit-head", "--clf", "centroid", "--name", "r")
+    assert status == 1
+    assert "there is a run of that name" in err
+
+
+def test_debug_shows_the_traceback(run: Run) -> None:
+    assert "Traceback" in run("embed", "--dataset", "./gone", "--debug")[2]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "alexnet", "vgg16"])
+def test_the_well_known_backbones_embed(run: Run, name: str) -> None:
+    few = ["--limit", "train=10,test=4", "--classes", "0,1", "--batch-size", "8", "--image-size", "64"]
+    status, out, _ = run("embed", "--backbone", name, "--weights", "none", "--json", *few)
+    assert status == 0
+    features = Cache.open(json.loads(out)["cache"]).splits["train"].load()
+    assert features.shape == (10, {"resnet50": 2048}.get(name, 4096))
+    assert np.ptp(features, axis=0).max() > 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_done(tmp_path: Path, end: signal.Signals) -> None:
+    command = [sys.executable, BIN / "embed", *QUICK[:-2], "--batch-size", "32", "--image-size", "96"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+    while not (partial := list(tmp_path.glob("features/.*.partial"))):
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(1.0)
+    process.send_signal(end)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.endswith("embed: error: interrupted; what is done is kept: run the same command to go on\n")
+    assert partial[0].exists()
+    done = subprocess.run(
+        [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+    )
+    assert json.loads(done.stdout)["rows"] == 1797
+    assert not partial[0].exists()
