@@ -197,7 +197,7 @@ def run(
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         return 1
-    except (Exception, KeyboardInterrupt) as error:  # the last resort: one line, and the traceback on request
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  one line for whatever came
         if arguments.debug:
             traceback.print_exc()
         print(f"{parser.prog}: error: {_message(error, on_interrupt)}", file=sys.stderr)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featcache import images
 from featcache.errors import UserError, one_of
 from featcache.images import DamagedImageError, Pixels, stack_digests
+from featcache.layout import DIGEST_SIZE, digest
 from featcache.subset import Subset, carve
 
 #: The share of a set with one split that becomes its test split.
@@ -84,22 +85,22 @@ class FileImages:
 
     def _digest(self, name: str) -> bytes:
         try:
-            return images.digest(images.read(self.root / name))
+            return digest(images.read(self.root / name))
         except DamagedImageError:
-            return bytes(images.DIGEST_SIZE)
+            return bytes(DIGEST_SIZE)
 
     def read(self, rows: Sequence[int]) -> ReadImages:
         pixels, digests, damaged = [], [], {}
         for position, row in enumerate(rows):
-            digest, image = bytes(images.DIGEST_SIZE), np.zeros((1, 1), np.uint8)
+            content, image = bytes(DIGEST_SIZE), np.zeros((1, 1), np.uint8)
             try:
                 data = images.read(self.root / self.names[row])
-                digest = images.digest(data)
+                content = digest(data)
                 image = images.decode(data)
             except DamagedImageError as error:
                 damaged[position] = str(error)
             pixels.append(image)
-            digests.append(digest)
+            digests.append(content)
         return ReadImages(pixels, stack_digests(digests), damaged)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from featcache.layout import DIGEST_SIZE, digest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,17 +20,10 @@ Pixels = NDArray[np.uint8]
 #: File name endings that are taken for images, and the formats that may hide behind them.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-#: Bytes in a content digest.
-DIGEST_SIZE = 16
 
 
 class DamagedImageError(Exception):
     """The bytes are not a whole image of a supported format; the message says why in a few words."""
-
-
-def digest(data: bytes | memoryview) -> bytes:
-    """The content digest of a source: BLAKE2b, 16 bytes."""
-    return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
 def pixels_digest(pixels: Pixels) -> bytes:

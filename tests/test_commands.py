@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -234,6 +235,22 @@ def test_a_truncated_cache_is_refused(run: Run, tmp_path: Path) -> None:
     assert run("fit-head")[0] == 1
     assert run("embed", *QUICK)[0] == 0
     assert run("fit-head", "--clf", "centroid")[0] == 0
+
+
+def test_without_a_network_the_default_weights_are_one_clear_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    status, _, err = run("embed", "--backbone", "resnet18")
+    assert status == 1
+    assert err.splitlines()[-1].startswith("embed: error: cannot download resnet18-f37072fd.pth")
+    assert "Traceback" not in err
+    assert not (tmp_path / "features").exists()
+    assert not list(tmp_path.rglob("*.pth*"))
 
 
 def test_a_taken_run_name_is_refused(run: Run) -> None:

@@ -1,0 +1,51 @@
+"""What the README and FORMAT.md say: the examples run, and the lists are whole."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from featcache.cache import Cache
+from featcache.named_sets import NAMES
+from heads.classifiers import CLASSIFIERS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+FORMAT = (ROOT / "featcache" / "FORMAT.md").read_text()
+
+
+def examples(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_quick_start_is_two_lines() -> None:
+    block = README.split("## Quick start")[1].split("```")[1]
+    lines = [line for line in block.splitlines() if line.strip()]
+    assert len(lines) == 2
+    assert lines[1].startswith("pip install -e '.[test]' && ")
+
+
+def test_the_python_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cache.path.parent.parent)
+    (example,) = examples(README)
+    names: dict[str, object] = {"Path": Path}
+    exec(example, names)
+    assert names["X"].shape == (40, 512)
+    assert names["y"].shape == (40,)
+
+
+def test_the_format_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cache.path.parent.parent)
+    (example,) = examples(FORMAT)
+    names: dict[str, object] = {}
+    exec(re.sub(r"features/[\w.-]+\.h5", f"features/{cache.path.name}", example), names)
+    assert names["X"].shape == (40, 512)
+
+
+def test_lists_are_whole() -> None:
+    for name in NAMES:
+        assert f"`{name}`" in README, name
+    for name in CLASSIFIERS:
+        assert f"| `{name}` |" in README, name
