@@ -33,6 +33,7 @@ def new_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     common = parser.add_argument_group("common")
     common.add_argument("--cache-dir", type=Path, default=Path("features"), help="folder of the caches (features)")
+    common.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the runs (runs)")
     common.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     common.add_argument("--json", action="store_true", help="print one JSON object on stdout, nothing else")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ TEST_FRACTION = 0.2
 
 
 class Images(Protocol):
-    """Images that are read when asked for."""
+    """Images that are read when asked for; ``in_memory`` where that takes no decoding."""
+
+    in_memory: ClassVar[bool]
 
     def __len__(self) -> int: ...
 
@@ -49,6 +51,7 @@ class ArrayImages:
     """Images in memory: (N, H, W) or (N, H, W, 3) uint8."""
 
     pixels: Pixels
+    in_memory: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -70,6 +73,7 @@ class FileImages:
 
     root: Path
     names: tuple[str, ...]
+    in_memory: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.names)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, add_subset_flags, new_parser, numbers, run, subset_of
 from featcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from featcache.datasets import ImageDataset
+    from featcache.embedding import Embedded
 
 DESCRIPTION = """Embed a data set once with a frozen backbone into an HDF5 cache, from which heads train in seconds. The
 same command again finds the cache and does nothing; after an interruption it goes on."""
@@ -30,6 +36,7 @@ def _parser() -> Parser:
         "root/{train,val,test}/<class>/* (digits)",
     )
     data.add_argument("--root", type=Path, default=Path("data"), help="where downloaded sets live (data)")
+    data.add_argument("--name", help="of the data set, in the cache and its file name (the set's or the folder's)")
     data.add_argument("--strict", action="store_true", help="fail at the first damaged image instead of leaving it out")
     add_subset_flags(parser)
     model = parser.add_argument_group("backbone")
@@ -68,6 +75,10 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     if arguments.workers is not None and arguments.workers < 0:
         raise UsageError(f"--workers {arguments.workers}: expected a whole number from 0 on")
     dataset = load_dataset(arguments.dataset, root=arguments.root, subset=subset_of(arguments))
+    if arguments.name is not None:
+        if not re.fullmatch(r"\w[\w.+-]*", arguments.name, re.ASCII):
+            raise UsageError(f"--name {arguments.name!r}: expected letters, digits, and . _ + - after the first")
+        dataset = replace(dataset, name=arguments.name)
     sizes = ", ".join(f"{len(split.ids):,} {name}" for name, split in dataset.splits.items())
     console.note(f"data set {dataset.name}: {len(dataset.class_names)} classes; images: {sizes}")
     for note in dataset.notes:
@@ -87,7 +98,6 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         mean=arguments.mean,
         std=arguments.std,
     )
-    from_files = type(next(iter(dataset.splits.values())).images).__name__ != "ArrayImages"
     embedding = Embedding(
         dataset=dataset,
         backbone=backbone,
@@ -97,7 +107,7 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         precision="fp32" if arguments.precision == "auto" else arguments.precision,
         device=device,
         batch_size=arguments.batch_size or (256 if device.type == "cuda" else 64),
-        workers=min(4, os.cpu_count() or 1) if arguments.workers is None and from_files else arguments.workers or 0,
+        workers=_workers(dataset) if arguments.workers is None else arguments.workers,
         strict=arguments.strict,
     )
     end = backbone.staged.stages[(embedding.cut or 0) - 1]
@@ -121,7 +131,13 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def _tell(console: Console, embedded: Any) -> None:
+def _workers(dataset: ImageDataset) -> int:
+    """Processes that decode: none for images in memory, else one a core, up to four."""
+    in_memory = all(split.images.in_memory for split in dataset.splits.values())
+    return 0 if in_memory else min(4, os.cpu_count() or 1)
+
+
+def _tell(console: Console, embedded: Embedded) -> None:
     path, rows, reused = embedded.cache.path, embedded.rows, embedded.rows_reused
     if reused == rows:
         console.note(f"{path} is complete: {rows:,} rows, nothing to do (checked in {embedded.seconds:.2f} s)")

@@ -6,7 +6,7 @@ import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,6 +161,7 @@ class IndexedImages:
     source: Any
     rows: NDArray[np.int64]
     content: NDArray[np.uint8]
+    in_memory: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -49,9 +49,7 @@ def _parser() -> Parser:
     cache.add_argument("--backbone", help="of this backbone")
     cache.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="embedded in this precision")
     add_subset_flags(parser)
-    runs = parser.add_argument_group("runs")
-    runs.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder of the runs (runs)")
-    runs.add_argument("--name", help="of the run (data set, backbone, classifier and a number)")
+    parser.add_argument("--name", help="of the run (data set, backbone, classifier and a number)")
     return parser
 
 
@@ -129,8 +127,7 @@ def _device(clf: str, wanted: str) -> str:
 
 
 def _tell(console: Console, record: dict[str, Any], notes: Sequence[str], folder: Path) -> None:
-    chosen = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                       for name, value in record["params"].items())  # fmt: skip
+    chosen = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["params"].items())
     console.note(f"{record['method']}: {chosen or 'nothing to choose'}; {record['cost']['fit_s']:.1f} s; run {folder}")
     for note in notes:
         console.note(f"  {note}")

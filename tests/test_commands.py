@@ -113,6 +113,13 @@ def test_a_run_says_all_that_the_schema_asks_for(run: Run, tmp_path: Path) -> No
     assert meta["encoder_fingerprint"] == cache.encoder_fingerprint
 
 
+def test_a_data_set_can_be_named(run: Run) -> None:
+    _, out, _ = run("embed", *QUICK, "--name", "numerals", "--json")
+    assert json.loads(out)["cache"].startswith("features/numerals-resnet18-")
+    assert run("fit-head", "--clf", "centroid", "--dataset", "numerals")[0] == 0
+    assert run("fit-head", "--clf", "centroid", "--dataset", "digits")[0] == 1
+
+
 def test_the_newest_matching_cache_is_taken(run: Run) -> None:
     run("embed", *QUICK)
     run("embed", *QUICK, "--seed", "1")
@@ -190,6 +197,7 @@ BAD = {
     "no such cache": (["fit-head", "--cache", "gone.h5"], 1, "gone.h5: no such cache"),
     "no hdf5": (["fit-head", "--cache", "file"], 1, "file: cut off, damaged, or no feature cache"),
     "val fraction": (["fit-head", "--val-fraction", "1"], 2, "--val-fraction 1: expected a number between 0 and 1"),
+    "set name": (["embed", "--name", "a/b"], 2, "--name 'a/b': expected letters, digits"),
     "run name": (["fit-head", "--name", "../x"], 2, "--name '../x': expected letters"),
     "other weights": (["embed", "--backbone", "resnet18", "--weights", "./r34.pth"], 1, "does not fit resnet18"),
 }

@@ -140,6 +140,4 @@ def test_neighbors_are_scikit_learns_and_vote_by_the_formula(monkeypatch: pytest
     assert (labels == head.labels[rows]).all()
     weights = np.exp((1 - distance) / head.temperature)
     shares = np.stack([(weights * (labels == c)).sum(axis=1) for c in range(C)], axis=1)
-    np.testing.assert_allclose(
-        np.exp(head.scores(features(30))), shares / shares.sum(axis=1, keepdims=True), atol=1e-4
-    )
+    np.testing.assert_allclose(np.exp(head.scores(features(30))), shares / shares.sum(axis=1, keepdims=True), atol=1e-4)

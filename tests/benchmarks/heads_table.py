@@ -29,7 +29,9 @@ def main() -> None:
     dataset, cost = runs[0]["dataset"], runs[0]["cost"]
     train = dataset["n_train"] + dataset["n_val"]
     print(f"{dataset['name']}, {runs[0]['encoder']['backbone']} in {runs[0]['encoder']['precision']}, ", end="")
-    print(f"{train:,} training and {dataset['n_test']:,} test images; embedded once in {cost['embed_s']:,.0f} s, ", end="")
+    print(
+        f"{train:,} training and {dataset['n_test']:,} test images; embedded once in {cost['embed_s']:,.0f} s, ", end=""
+    )
     print(f"{cache['rows'] / cost['embed_s']:,.1f} images/s ({os.cpu_count()} cores, {platform.machine()})\n")
     print("| head | test accuracy | 95 % interval | fit, search included |")
     print("|---|---|---|---|")
