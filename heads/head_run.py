@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,7 @@ def run_record(
         "trainable_params": trainable,
         "total_params": int(cache.provenance["trunk_parameters"]) + trainable,
         "frozen_sha256": None,
-        "metrics": {split: asdict(metrics) for split, metrics in fitted.metrics.items()},
+        "metrics": {split: metrics.to_json() for split, metrics in fitted.metrics.items()},
         "cost": {
             "embed_s": cache.provenance["cost"],
             "fit_s": round(selection.fit_seconds, 3),

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heads.predictors import Doubles, Scores
 from heads.standardization import Labels
 
-_Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution
 _LOG_FLOOR = math.log(np.finfo(np.float64).eps)  # probabilities are clipped there, as in scikit-learn's log_loss
 
 
@@ -45,37 +43,42 @@ class PerClass:
 
 def softmax(scores: Scores) -> Doubles:
     """Probabilities, float64, from logits or log-probabilities (N, n_classes)."""
-    return np.exp(_log_softmax(scores))
+    from scipy import special
+
+    return special.softmax(scores.astype(np.float64), axis=1)
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """The 95 % score interval of a share (Wilson 1927, JASA 22); (0, 1) where n is 0."""
+    from scipy.stats import binomtest
+
     if n == 0:
         return 0.0, 1.0
-    p, z2 = correct / n, _Z95**2
-    center = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    interval = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def confusion(y: Labels, pred: Labels, n_classes: int) -> Labels:
     """Counts int64 (n_classes, n_classes): rows are true classes, columns predicted ones."""
-    cells = np.bincount(y * n_classes + pred, minlength=n_classes * n_classes)
-    return cells.reshape(n_classes, n_classes).astype(np.int64)
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(y, pred, labels=np.arange(n_classes)).astype(np.int64)
 
 
 def per_class(y: Labels, pred: Labels, n_classes: int) -> PerClass:
     """Precision, recall, f1 and support of every class, from labels (N,) and predictions (N,)."""
-    matrix = confusion(y, pred, n_classes)
-    hits, true, said = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    return PerClass(
-        precision=_share(hits, said), recall=_share(hits, true), f1=_share(2 * hits, true + said), support=true
-    )
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels = np.arange(n_classes)
+    precision, recall, f1, support = precision_recall_fscore_support(y, pred, labels=labels, zero_division=0.0)
+    return PerClass(precision=precision, recall=recall, f1=f1, support=support.astype(np.int64))
 
 
 def log_loss(scores: Scores, y: Labels) -> float:
     """Mean of -log p of the true class, in nats; p is the softmax of the scores, at least float64's epsilon."""
-    true = np.take_along_axis(_log_softmax(scores), y[:, None], axis=1)
+    from scipy import special
+
+    true = np.take_along_axis(special.log_softmax(scores.astype(np.float64), axis=1), y[:, None], axis=1)
     return float(-np.maximum(true, _LOG_FLOOR).mean())
 
 
@@ -95,7 +98,8 @@ def evaluate(scores: Scores, y: Labels, n_classes: int, probabilistic: bool) -> 
     Balanced accuracy is the mean recall of the classes in y, macro f1 the mean over classes in y or predicted, as in
     scikit-learn. Equal scores are taken in class order, by top5 as by the prediction.
     """
-    assert scores.shape == (len(y), n_classes) != (0, n_classes), (scores.shape, y.shape, n_classes)
+    assert scores.shape == (len(y), n_classes), (scores.shape, y.shape, n_classes)
+    assert len(y) > 0
     pred = scores.argmax(axis=1)
     correct = int((pred == y).sum())
     each = per_class(y, pred, n_classes)
@@ -113,13 +117,3 @@ def evaluate(scores: Scores, y: Labels, n_classes: int, probabilistic: bool) -> 
         log_loss=log_loss(scores, y) if probabilistic else None,
         ece=calibration_error(scores, y) if probabilistic else None,
     )
-
-
-def _log_softmax(scores: Scores) -> Doubles:
-    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
-    out: Doubles = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return out
-
-
-def _share(part: NDArray[Any], whole: NDArray[Any]) -> Doubles:
-    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from featcache.errors import UserError
 from heads.standardization import Floats, Labels, standardized
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Doubles = NDArray[np.float64]
 Scores = NDArray[np.floating[Any]]

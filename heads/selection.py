@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UsageError, UserError, one_of
+from featcache.subset import carve
 from heads.classifiers import CLASSIFIERS
 from heads.fitting import Params, Task, Trial
 from heads.metrics import log_loss
@@ -55,20 +56,13 @@ def carve_validation(
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the validation fraction is {fraction}, expected more than 0 and less than 1")
-    rng = np.random.default_rng(seed)
-    val = []
-    for c in np.unique(y):
-        rows = np.flatnonzero(y == c)
-        if len(rows) == 1:
-            name = class_names[c] if class_names is not None else str(c)
-            raise UserError(
-                f"class {name!r} has one training row, validation needs at least two: "
-                "add images of it, or leave it out with --classes"
-            )
-        n_val = min(max(round(len(rows) * fraction), 1), len(rows) - 1)
-        val.append(rng.permutation(rows)[:n_val])
-    val_rows = np.sort(np.concatenate(val)).astype(np.int64)
-    return np.setdiff1d(np.arange(len(y)), val_rows), val_rows
+    for c in np.flatnonzero(np.bincount(y) == 1):
+        name = class_names[c] if class_names is not None else str(c)
+        raise UserError(
+            f"class {name!r} has one training row, validation needs at least two: "
+            "add images of it, or leave it out with --classes"
+        )
+    return carve(y, fraction=fraction, seed=seed)
 
 
 def select(
@@ -97,7 +91,7 @@ def select(
         if X.ndim != 2 or len(X) != len(y) or not len(y):
             raise UserError(f"features {X.shape} and labels {y.shape} do not fit: expected (N, D) and (N,), N > 0")
         if not np.isfinite(X).all():
-            raise UserError("the features hold values that are not finite: embed again, with --dtype float32")
+            raise UserError("the features hold values that are not finite: embed again, with --storage float32")
     classifier = CLASSIFIERS[name]
     task = Task(X=X_train, y=y_train, n_classes=n_classes, seed=seed, device=device)
     if len(task.present) < 2:
