@@ -1,8 +1,8 @@
 """Features in, block by block; a sealed cache file out, or a partial one that the next build goes on with.
 
 The file is created whole under another name, closed, and its space reserved. From then on only ``pwrite`` at the data
-sets' offsets touches it, so that HDF5's own structure cannot be torn. A block counts once its rows and then its checksums
-are on the disk. Sealing is one more ``pwrite`` and an atomic rename.
+sets' offsets touches it, so that HDF5's own structure cannot be torn. A block counts once its rows and then its
+checksums are on the disk. Sealing is one more ``pwrite`` and an atomic rename.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A cache file in, its features, labels and ids out: checked, read-only, and never only half of them.
 
-Needs numpy and h5py alone. Data sets are mapped into memory from where they lie in the file; every block that is read is
-compared with its checksum first.
+Needs numpy and h5py alone. Data sets are mapped into memory from where they lie in the file; every block that is read
+is compared with its checksum first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What all commands share: flags, messages, progress, tables, and what becomes of errors.
 
-Exit status 0 is done, 2 wrong usage, 1 anything else. An error is one line on stderr. With ``--json`` stdout holds one JSON
-object and nothing else; all else is told on stderr.
+Exit status 0 is done, 2 wrong usage, 1 anything else. An error is one line on stderr. With ``--json`` stdout holds one
+JSON object and nothing else; all else is told on stderr.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Console:
 
     @contextmanager
     def progress(self, label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """A function to call with what is done and what there is: a bar on a terminal, a line now and then elsewhere."""
+        """A function to call with what is done and what there is: a bar on a terminal, else a line now and then."""
         if sys.stderr.isatty():
             with _bar(label, unit) as update:
                 yield update

@@ -152,12 +152,9 @@ class Embedding:
         try:
             pending = {split: builder.pending(split) for split in self.plan.splits}
             todo = sum(stop - start for blocks in pending.values() for start, stop in blocks)
-            done = rows - todo
-            on_progress(done, rows)
-            for split, start, features, damaged in self._blocks(pending):
+            on_progress(rows - todo, rows)
+            for split, start, features, damaged in self._blocks(pending, lambda n: on_progress(rows - todo + n, rows)):
                 self._write(builder, split, start, features, damaged)
-                done += len(features)
-                on_progress(done, rows)
             builder.seal(seconds=time.perf_counter() - begun)
         finally:
             builder.close(seconds=time.perf_counter() - begun)
@@ -175,12 +172,13 @@ class Embedding:
         }
 
     def _blocks(
-        self, pending: dict[str, list[tuple[int, int]]]
+        self, pending: dict[str, list[tuple[int, int]]], on_rows: Callable[[int], None]
     ) -> Iterator[tuple[str, int, NDArray[np.float32], dict[int, str]]]:
-        """The split, first row, features and damages of each pending block."""
+        """The split, first row, features and damages of each pending block; ``on_rows`` hears of every batch."""
         trunk = self.backbone.staged.trunk(self.cut).to(self.device)
         parts: list[NDArray[np.float32]] = []
         damaged: dict[int, str] = {}
+        done = 0
         ends = {split: {stop for _, stop in blocks} for split, blocks in pending.items()}
         for batch in self._reader(pending).batches(workers=self.workers, pin_memory=self.device.type == "cuda"):
             if batch.changed is not None:
@@ -188,10 +186,12 @@ class Embedding:
                 raise UserError(f"{name} changed while it was being embedded; embed again")
             parts.append(self._forward(trunk, batch.images)[: batch.stop - batch.start])
             damaged |= batch.damaged
+            done += batch.stop - batch.start
             if batch.stop in ends[batch.split]:
                 features = np.concatenate(parts)
                 yield batch.split, batch.stop - len(features), features, damaged
                 parts, damaged = [], {}
+            on_rows(done)
 
     def _reader(self, pending: dict[str, list[tuple[int, int]]]) -> BatchReader:
         return BatchReader(

@@ -15,7 +15,7 @@ from featcache import layout
 
 @dataclass(frozen=True)
 class SplitRows:
-    """What is known of a split before any image is decoded: ``ids``, ``labels`` (N,) int64, ``content`` (N, 16) uint8."""
+    """What is known of a split before any image is decoded: ``labels`` (N,) int64, ``content`` (N, 16) uint8."""
 
     ids: tuple[str, ...]
     labels: NDArray[np.int64]

@@ -5,15 +5,12 @@ model can be cut there: ``tail(trunk(x))`` is the whole model, operation for ope
 head; it is no stage. Everything else that the project says about parts of a model (what is frozen, what it costs, which
 features are cached) is a statement about this list.
 
-The model is traced symbolically with torch.fx (Reed et al. 2022, https://arxiv.org/abs/2112.08429). Blocks stay whole;
-only containers are traced through, and modules that wrap a row of like blocks (the encoder of a vision transformer) or
-the head.
+How the model becomes a list of operations is ``featcache/tracing.py``'s part.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from featcache.errors import UsageError, UserError
+from featcache.errors import UsageError
+from featcache.tracing import NotTraceableError, features_and_logits, graph_module, no_head, run, trace
 
 #: Modules are opened, the longest first, until there are at least this many stages.
 MIN_STAGES = 4
@@ -80,7 +78,7 @@ class StagedModel:
         self._ends: list[fx.Node] = []
         try:
             self.stages = self._divide(example)
-        except _NotTraceableError as error:
+        except NotTraceableError as error:
             self.reason = str(error)
             self.stages = (self._whole(example),)
 
@@ -139,11 +137,11 @@ class StagedModel:
                 result = node if node is end else node.args[0]
                 graph.output(fx.map_arg(result, copied.__getitem__))
                 break
-        return _compiled(self.model, graph)
+        return graph_module(self.model, graph)
 
     def _divide(self, example: Tensor) -> tuple[Stage, ...]:
-        graph = _trace(self.model)
-        values = _run(self.model, graph, example)
+        graph = trace(self.model)
+        values = run(self.model, graph, example)
         head = _find_head(self.model, graph, values)
         self.head_name = str(head.target)
         groups = _grouped(self.model, list(_segments(self.model, graph, head, values)))
@@ -161,22 +159,18 @@ class StagedModel:
         """The model as one stage; its head is the last linear layer, provided that it makes the logits."""
         linear = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
-            raise _no_head(self.model)
+            raise no_head(self.model)
         self.head_name = linear[-1]
-        features, logits = _forward(self.model, _HookedTrunk(self.model, self.head_name), example)
+        features, logits = features_and_logits(self.model, _HookedTrunk(self.model, self.head_name), example)
         with torch.inference_mode():
             makes_logits = features.ndim == 2 and torch.equal(self.head(features), logits)
         if not makes_logits:
-            raise _no_head(self.model)
+            raise no_head(self.model)
         own = {f"{self.head_name}.{name}" for name, _ in self.head.named_parameters()}
         parameters = tuple(name for name, _ in self.model.named_parameters() if name not in own)
         modules = tuple(name for name, _ in self.model.named_children() if name != self.head_name)
         count = sum(self.model.get_parameter(name).numel() for name in parameters)
         return Stage("stem", parameters, modules, count, tuple(features.shape[1:]))
-
-
-class _NotTraceableError(Exception):
-    """torch.fx cannot follow the model, or nothing in it can be cut."""
 
 
 class _HookedTrunk(nn.Module):
@@ -198,94 +192,6 @@ class _HookedTrunk(nn.Module):
         return caught[-1]
 
 
-class _Tracer(fx.Tracer):
-    """Goes through containers, the given modules, and those that ``through`` names; the rest are leaves."""
-
-    def __init__(self, through: Callable[[nn.Module], bool], modules: list[nn.Module]) -> None:
-        super().__init__()
-        self.through = through
-        self.modules = modules
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not (_is_container(m) or self.through(m) or m in self.modules)
-
-
-def _is_container(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-
-
-def _wraps_like_blocks(module: nn.Module) -> bool:
-    """True for a module around a row of blocks of one type, as the encoder of a transformer is."""
-    for child in module.children():
-        if isinstance(child, (nn.Sequential, nn.ModuleList)):
-            types = {type(block) for block in child.children()}
-            if len(child) > 1 and len(types) == 1 and any(True for _ in next(child.children()).children()):
-                return True
-    return False
-
-
-def _trace(model: nn.Module) -> fx.Graph:
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise _no_head(model)
-    around_head = [module for name, module in model.named_modules() if linear[-1].startswith(name + ".")]
-    _, *optional = inspect.signature(model.forward).parameters.values()
-    defaults = {p.name: p.default for p in optional if p.default is not p.empty}
-    failure = ""
-    for rule in (_wraps_like_blocks, lambda _module: False):
-        try:
-            graph = _Tracer(rule, around_head).trace(model, defaults)
-        except Exception as error:  # noqa: BLE001  any of the model's own code may fail under tracing
-            failure = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        else:
-            return _compiled(model, graph).graph
-    raise _NotTraceableError(f"torch.fx cannot trace it ({failure})")
-
-
-def _compiled(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    module = fx.GraphModule(model, graph).eval()
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
-
-
-def _forward(model: nn.Module, trunk: nn.Module, example: Tensor) -> tuple[Tensor, Tensor]:
-    """The trunk's features and the model's logits."""
-    try:
-        with torch.inference_mode():
-            features, logits = trunk(example), model(example)
-    except Exception as error:
-        size = "x".join(str(n) for n in example.shape[-2:])
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{type(model).__name__} does not take {size} images ({reason}): choose another --image-size"
-        ) from error
-    if not isinstance(logits, Tensor):
-        raise _no_head(model)
-    return features, logits
-
-
-def _run(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node, Any]:
-    """Every node's value on the example: what tells tensors from sizes, gives the shapes, and proves the trace right."""
-    values: dict[fx.Node, Any] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            values[n] = super().run_node(n)
-            return values[n]
-
-    logits = _forward(model, nn.Identity(), example)[1]
-    try:
-        with torch.inference_mode():
-            traced = Recorder(fx.GraphModule(model, graph), garbage_collect_values=False).run(example)
-    except Exception as error:
-        raise _NotTraceableError(f"its trace does not run ({type(error).__name__})") from error
-    if not torch.equal(traced, logits):
-        raise _NotTraceableError("its trace does not compute what the model does")
-    return values
-
-
 def _find_head(model: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -> fx.Node:
     for node in reversed(list(graph.nodes)):
         if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Linear):
@@ -293,14 +199,7 @@ def _find_head(model: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) ->
             if isinstance(source, fx.Node) and isinstance(values[source], Tensor) and values[source].ndim == 2:
                 return node
             break
-    raise _no_head(model)
-
-
-def _no_head(model: nn.Module) -> UserError:
-    return UserError(
-        f"{type(model).__name__} does not end in a linear layer on one vector an image, so it has no feature to cache; "
-        "choose another backbone"
-    )
+    raise no_head(model)
 
 
 def _segments(model: nn.Module, graph: fx.Graph, head: fx.Node, values: dict[fx.Node, Any]) -> Iterator[_Segment]:
@@ -325,7 +224,7 @@ def _segments(model: nn.Module, graph: fx.Graph, head: fx.Node, values: dict[fx.
             yield _Segment(tuple(pending), node, modules, _parameters(model, pending))
             pending = []
     if pending:
-        raise _NotTraceableError("the input of its head is not its only live tensor")
+        raise NotTraceableError("the input of its head is not its only live tensor")
 
 
 def _parameters(model: nn.Module, nodes: list[fx.Node]) -> tuple[str, ...]:
@@ -344,7 +243,7 @@ def _grouped(model: nn.Module, segments: list[_Segment]) -> list[tuple[str, list
     """Segments gathered into named stages: one a module, the longest module opened while there are too few."""
     pieces = _pieces(model, segments)
     if not pieces:
-        raise _NotTraceableError("no module of it holds parameters before the head")
+        raise NotTraceableError("no module of it holds parameters before the head")
     opened: set[str] = {""}
     while True:
         groups = [(name, list(run)) for name, run in groupby(pieces, key=lambda piece: _name(piece[0], opened))]
@@ -354,7 +253,7 @@ def _grouped(model: nn.Module, segments: list[_Segment]) -> list[tuple[str, list
         opened.add(max(long)[1])
     names = ["stem", *(name for name, _ in groups[1:])]
     if len(set(names)) < len(names):
-        raise _NotTraceableError("its modules run more than once")
+        raise NotTraceableError("its modules run more than once")
     return [(name, [s for _, piece in run for s in piece]) for name, (_, run) in zip(names, groups, strict=True)]
 
 

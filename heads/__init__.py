@@ -1,1 +1,1 @@
-"""Cached features in, scored classifier heads out: selection, metrics and runs. Imports neither torch nor scikit-learn."""
+"""Cached features in, scored classifier heads out: selection, metrics and runs. Imports no torch, no scikit-learn."""

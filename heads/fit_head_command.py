@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from heads.head_run import HeadRun
     from heads.rows import Rows
 
-DESCRIPTION = """Fit a classifier head on cached features. Hyper-parameters are chosen on validation rows, the head is fitted
+DESCRIPTION = """Fit a classifier head on cached features. Hyper-parameters are chosen on validation rows, the head is
+fitted
 again on train and validation, and the test rows are scored once."""
 
 
@@ -130,7 +131,8 @@ def _tell(console: Console, record: dict[str, Any], notes: Sequence[str], folder
     chosen = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["params"].items())
     console.note(f"{record['method']}: {chosen or 'nothing to choose'}; {record['cost']['fit_s']:.1f} s; run {folder}")
     for note in notes:
-        console.note(f"  {note}")
+        loud = "WARNING: " if note.startswith(("did not converge", "at the edge")) else ""
+        console.note(f"  {loud}{note}")
 
 
 def _table(console: Console, records: Sequence[dict[str, Any]]) -> None:

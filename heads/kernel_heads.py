@@ -27,8 +27,8 @@ class SupportVectorHead(Head):
     """An RBF support vector machine, one against one, with scikit-learn's votes (decision_function_shape="ovr").
 
     `vectors` (S, D) are the support vectors, standardised and sorted by class, `counts` (P,) how many each class in
-    `present` (P,) has, `dual_coef` (Q, S) with Q = P - 1 as libsvm lays it out, `intercept` (R,) one a pair (i, j), i < j.
-    A score is the number of pairs won plus the class's summed decision values squeezed into (-1/3, 1/3).
+    `present` (P,) has, `dual_coef` (Q, S) with Q = P - 1 as libsvm lays it out, `intercept` (R,) one a pair (i, j), i <
+    j. A score is the number of pairs won plus the class's summed decision values squeezed into (-1/3, 1/3).
     """
 
     KIND = "support_vectors"

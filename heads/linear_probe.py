@@ -34,7 +34,8 @@ class Member:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trained:
-    """A member after training. `weights` holds weight (C, D or H), bias (C,) and for a hidden layer hidden_weight (H, D)
+    """A member after training. `weights` holds weight (C, D or H), bias (C,) and for a hidden layer hidden_weight (H,
+    D)
     and hidden_bias (H,), float32, as they were after `epoch` epochs. `finite` is False where it diverged.
     """
 
@@ -68,8 +69,9 @@ def train_members(
 ) -> list[Trained]:
     """Train all members on the same minibatches for `epochs` of the `schedule_epochs` that the cosine schedule spans.
 
-    X is float32 (N, D) and standardised, y int64 (N,). With validation rows, a member's best epoch is the one of highest
-    validation accuracy, then lowest validation loss; without, it is the last. `device` is auto, cuda, mps or cpu.
+    X is float32 (N, D) and standardised, y int64 (N,). With validation rows, a member's best epoch is the one of
+    highest validation accuracy, then lowest validation loss; without, it is the last. `device` is auto, cuda, mps or
+    cpu.
     """
     import torch
     from torch.nn.functional import cross_entropy

@@ -205,8 +205,8 @@ def landmark_map(task: Task, *, gamma: float, n_landmarks: int) -> Map:
     """Random training rows (M, D), their Nystroem normalisation (M, r), the centred features (N, r) of the task's rows
     and what was subtracted to centre them (r,).
 
-    Before centring, the features' inner products approximate the kernel. Directions with less than 1e-5 of the largest eigenvalue are
-    left out: float32 kernel values do not resolve them.
+    Before centring, the features' inner products approximate the kernel. Directions with less than 1e-5 of the largest
+    eigenvalue are left out: float32 kernel values do not resolve them.
     """
     chosen = np.random.default_rng(task.seed).choice(len(task.X), min(n_landmarks, len(task.X)), replace=False)
     landmarks = task.Z[np.sort(chosen)]

@@ -16,7 +16,7 @@ _LOG_FLOOR = math.log(np.finfo(np.float64).eps)  # probabilities are clipped the
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Shares are in 0..1, log_loss in nats. None: top5 with at most 5 classes, log_loss and ece without probabilities."""
+    """Shares are in 0..1, log_loss in nats. None: top5 up to 5 classes, log_loss and ece without probabilities."""
 
     accuracy: float
     accuracy_ci95: tuple[float, float]

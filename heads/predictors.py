@@ -1,4 +1,4 @@
-"""What a fitted head is: frozen plain arrays that turn features (N, D) into class scores (N, n_classes), in numpy alone.
+"""What a fitted head is: frozen plain arrays that turn features (N, D) into class scores (N, n_classes) by numpy.
 
 Fitting builds these types and loading rebuilds them from the same arrays, so a saved head predicts the same bits.
 """

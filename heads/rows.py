@@ -51,8 +51,8 @@ class Rows:
 def load_rows(cache: Cache, *, subset: Subset | None = None, val_fraction: float = 0.1, seed: int = 0) -> Rows:
     """Read a cache's rows and settle its validation split.
 
-    Rows without features and rows without a label are left out. Validation is the set's own split where it has one, else
-    it is carved from train after subsetting, stratified.
+    Rows without features and rows without a label are left out. Validation is the set's own split where it has one,
+    else it is carved from train after subsetting, stratified.
 
     Args:
         cache: of vectors.

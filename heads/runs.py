@@ -1,4 +1,4 @@
-"""A finished run in, its folder out: ``run.json``, ``predictions.npz`` and the model, published together or not at all."""
+"""A finished run in, its folder out: ``run.json``, ``predictions.npz`` and the model, all together or not at all."""
 
 from __future__ import annotations
 

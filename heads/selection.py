@@ -1,4 +1,4 @@
-"""Choose a classifier's hyper-parameters on validation rows, then refit on train + validation: rows in, Selection out."""
+"""Choose a classifier's hyper-parameters on validation rows, then refit on both: rows in, a Selection out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from featcache.errors import UsageError, UserError, one_of
 from featcache.subset import carve
 from heads.classifiers import CLASSIFIERS
-from heads.fitting import Params, Task, Trial
+from heads.fitting import Classifier, Params, Task, Trial
 from heads.metrics import log_loss
 from heads.predictors import Head
 from heads.standardization import Floats, Labels
@@ -24,12 +24,12 @@ _PATIENCE = 2  # candidates in a row worse than the chain's best by more than on
 class Selection:
     """What was chosen and how.
 
-    `head` is final; `val_head` was fitted without the validation rows and is the same object where nothing was refitted.
-    `candidates` are dicts of params, tried, val_accuracy, val_log_loss (None where there are no probabilities), converged
-    and seconds; those not tried have None there. `at_grid_edge` names the parameters chosen at an end of their grid.
-    `history` holds dicts of epoch, phase (search | refit), train_loss, train_accuracy, val_loss, val_accuracy, lr and
-    seconds, for linear and mlp. `fit_seconds` is search and refit together, `epoch_seconds` one epoch of the last
-    training by epochs.
+    `head` is final; `val_head` was fitted without the validation rows and is the same object where nothing was
+    refitted. `candidates` are dicts of params, tried, val_accuracy, val_log_loss (None where there are no
+    probabilities), converged and seconds; those not tried have None there. `at_grid_edge` names the parameters chosen
+    at an end of their grid. `history` holds dicts of epoch, phase (search | refit), train_loss, train_accuracy,
+    val_loss, val_accuracy, lr and seconds, for linear and mlp. `fit_seconds` is search and refit together,
+    `epoch_seconds` one epoch of the last training by epochs.
     """
 
     head: Head
@@ -56,7 +56,7 @@ def carve_validation(
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the validation fraction is {fraction}, expected more than 0 and less than 1")
-    for c in np.flatnonzero(np.bincount(y) == 1):
+    for c in np.flatnonzero(np.bincount(y) == 1).tolist():
         name = class_names[c] if class_names is not None else str(c)
         raise UserError(
             f"class {name!r} has one training row, validation needs at least two: "
@@ -80,10 +80,10 @@ def select(
 ) -> Selection:
     """Search the grid of the classifier `name` (a `--clf` name) and fit the final head.
 
-    X are float32 (N, D), y int64 (N,) in 0..n_classes-1. The highest validation accuracy wins, then the lowest validation
-    log-loss where there are probabilities, then the strongest regularisation. `report` is called with each candidate as
-    it is done. Raises UsageError for an unknown name, UserError where the training rows are of fewer than two classes,
-    hold values that are not finite, or no candidate gives finite scores.
+    X are float32 (N, D), y int64 (N,) in 0..n_classes-1. The highest validation accuracy wins, then the lowest
+    validation log-loss where there are probabilities, then the strongest regularisation. `report` is called with each
+    candidate as it is done. Raises UsageError for an unknown name, UserError where the training rows are of fewer than
+    two classes, hold values that are not finite, or no candidate gives finite scores.
     """
     if name not in CLASSIFIERS:
         raise one_of("classifier", name, list(CLASSIFIERS))
@@ -97,10 +97,53 @@ def select(
     if len(task.present) < 2:
         raise UserError(f"the training rows are of {len(task.present)} class, fitting needs at least 2")
     began = time.perf_counter()
+    n_total = len(y_train) + (len(y_val) if refit else 0)
+    candidates, chosen = _search(classifier, task, X_val, y_val, n_total=n_total, report=report)
+    if chosen is None:
+        raise UserError(f"{name}: no candidate gives finite scores on the validation rows")
+    final = chosen.fitted
+    if refit:
+        X, y = np.concatenate([X_train, X_val]), np.concatenate([y_train, y_val])
+        final = classifier.fit(chosen.params, Task(X=X, y=y, n_classes=n_classes, seed=seed, device=device))
 
+    notes = [note] if (note := classifier.note(chosen.params, task)) else []
+    for where, fitted in (("the search", chosen.fitted), ("the refit", final)):
+        if not fitted.converged and (where == "the search" or refit):
+            notes.append(f"did not converge in {where}: {fitted.message}")
+    edges = _edges(chosen.params, [c["params"] for c in candidates], classifier.natural_ends)
+    for edge, values in edges.items():
+        notes.append(
+            f"at the edge of its grid: {edge}={chosen.params[edge]:g}, of {values[0]:g} to {values[-1]:g}; "
+            "a better value may lie beyond"
+        )
+    return Selection(
+        head=final.head,
+        val_head=chosen.fitted.head,
+        params=chosen.params,
+        candidates=candidates,
+        how=_how(sum(c["tried"] for c in candidates), len(candidates), len(y_val), refit),
+        refit=refit,
+        at_grid_edge=list(edges),
+        converged=chosen.fitted.converged and final.converged,
+        notes=notes,
+        history=[*chosen.fitted.history, *(final.history if refit else ())],
+        fit_seconds=time.perf_counter() - began,
+        epoch_seconds=final.epoch_seconds,
+    )
+
+
+def _search(
+    classifier: Classifier,
+    task: Task,
+    X_val: Floats,
+    y_val: Labels,
+    *,
+    n_total: int,
+    report: Callable[[dict[str, Any]], None] | None,
+) -> tuple[list[dict[str, Any]], Trial | None]:
+    """All candidates with their validation scores, and the best trial, if one has finite scores."""
     candidates: list[dict[str, Any]] = []
     best: tuple[tuple[float, float], Trial] | None = None
-    n_total = len(y_train) + (len(y_val) if refit else 0)
     for chain in classifier.chains(task, n_total):
         chain_best, worse, tried = -1.0, 0, 0
         clock = time.perf_counter()
@@ -130,51 +173,9 @@ def select(
             worse = worse + 1 if accuracy < chain_best - error else 0
             if classifier.stops_early and worse == _PATIENCE:
                 break
-        for params in chain[tried:]:
-            untried = {"val_accuracy": None, "val_log_loss": None, "converged": None, "seconds": None}
-            candidates.append({"params": params, "tried": False, **untried})
-    if best is None:
-        raise UserError(f"{name}: no candidate gives finite scores on the validation rows")
-
-    chosen = best[1]
-    fitted = chosen.fitted
-    history, epoch_seconds = list(fitted.history), fitted.epoch_seconds
-    notes = [note] if (note := classifier.note(chosen.params, task)) else []
-    if refit:
-        everything = Task(
-            X=np.concatenate([X_train, X_val]),
-            y=np.concatenate([y_train, y_val]),
-            n_classes=n_classes,
-            seed=seed,
-            device=device,
-        )
-        fitted = classifier.fit(chosen.params, everything)
-        history += fitted.history
-        epoch_seconds = fitted.epoch_seconds
-    for which, one in (("the search", chosen.fitted), ("the refit", fitted)):
-        if not one.converged and (which == "the search" or refit):
-            notes.append(f"did not converge in {which}: {one.message}")
-    edges = _edges(chosen.params, [c["params"] for c in candidates], classifier.natural_ends)
-    for edge, values in edges.items():
-        notes.append(
-            f"at the edge of its grid: {edge}={chosen.params[edge]:g}, of {values[0]:g} to {values[-1]:g}; "
-            "a better value may lie beyond"
-        )
-    n_tried = sum(c["tried"] for c in candidates)
-    return Selection(
-        head=fitted.head,
-        val_head=chosen.fitted.head,
-        params=chosen.params,
-        candidates=candidates,
-        how=_how(n_tried, len(candidates), len(y_val), refit),
-        refit=refit,
-        at_grid_edge=list(edges),
-        converged=chosen.fitted.converged and fitted.converged,
-        notes=notes,
-        history=history,
-        fit_seconds=time.perf_counter() - began,
-        epoch_seconds=epoch_seconds,
-    )
+        untried = {"tried": False, "val_accuracy": None, "val_log_loss": None, "converged": None, "seconds": None}
+        candidates += [{"params": params, **untried} for params in chain[tried:]]
+    return candidates, best[1] if best else None
 
 
 def _validated(trial: Trial, y_val: Labels) -> tuple[float | None, float | None]:

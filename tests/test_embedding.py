@@ -124,7 +124,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(embed: Embed, tmp_path: 
     dataset = arrays(700)
     whole = embed(dataset, cache_dir=tmp_path / "whole").run().cache
     with pytest.raises(Stop):
-        embed(dataset).run(on_progress=stop_after(500))
+        embed(dataset).run(on_progress=stop_after(520))
     assert not embed(dataset).path.exists()
     resumed = embed(dataset).run()
     assert resumed.rows_reused == 512
@@ -134,13 +134,13 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(embed: Embed, tmp_path: 
 
 def test_a_partial_file_of_another_batch_size_is_begun_anew(embed: Embed) -> None:
     with pytest.raises(Stop):
-        embed(arrays(700)).run(on_progress=stop_after(500))
+        embed(arrays(700)).run(on_progress=stop_after(520))
     assert embed(arrays(700), batch_size=16).run().rows_reused == 0
 
 
 def test_a_block_that_was_torn_is_done_again(embed: Embed) -> None:
     with pytest.raises(Stop):
-        embed(arrays(700)).run(on_progress=stop_after(500))
+        embed(arrays(700)).run(on_progress=stop_after(520))
     (partial,) = embed(arrays(700)).path.parent.glob(".*.partial")
     plan = embed(arrays(700)).plan
     stored = CacheBuilder(embed(arrays(700)).path, partial, plan)._stored["train"]["features"]
