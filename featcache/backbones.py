@@ -27,7 +27,7 @@ class Backbone:
         name: as given.
         staged: the model in stages; ``staged.model`` is the model, in eval mode.
         preprocessing: what its weights were trained with, unless overridden.
-        weights: JSON that tells its weights from all others: ``name``, ``sha256`` and, for random ones, ``seed``.
+        weights: JSON: ``name``, ``sha256`` of the state dict and, for random ones, ``seed``.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Backbone:
         stages = self.staged.stages
         return {
             "backbone": self.name,
-            "weights": self.weights,
+            "weights": {key: value for key, value in self.weights.items() if key != "name"},
             "preprocessing": self.preprocessing.to_json(),
             "cut": stages[(cut or len(stages)) - 1].name,
             "precision": precision,
@@ -154,6 +154,8 @@ def _timm(architecture: str, name: str) -> _Source:
         raise missing_extra("timm", "timm") from error
     if not timm.is_model(architecture.split(".")[0]):
         raise one_of("backbone", name, [f"timm/{model}" for model in timm.list_models()])
+    if "." in architecture and not timm.is_model_pretrained(architecture):
+        raise one_of("backbone", name, [f"timm/{model}" for model in timm.list_pretrained()])
     config = timm.models.get_pretrained_cfg(architecture)
     data = resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
     size = int(data["input_size"][-1])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from featcache import layout
 from featcache.cache import Stored, read_attributes, stored_data_sets, stored_root_digest
 from featcache.disk import explained, removed_on_failure, sync_folder
-from featcache.errors import UserError
+from featcache.errors import CacheError, UserError
 from featcache.plan import Plan
 
 Array = NDArray[Any]
@@ -69,10 +69,12 @@ class CacheBuilder:
     def _resumed(cls, path: Path, partial: Path, plan: Plan, provenance: Mapping[str, Any]) -> CacheBuilder | None:
         try:
             builder = cls(path, partial, plan)
-        except (OSError, KeyError, ValueError, TypeError):
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, CacheError):
             return None  # not a file that a builder left; it is replaced
-        same = ("fingerprint", "batch")
-        if all(builder.provenance.get(key) == provenance[key] for key in same):
+        if all(builder.provenance.get(key) == provenance[key] for key in ("fingerprint", "batch")):
+            here = {key: provenance[key] for key in ("hardware", "threads", "versions")}
+            if any(builder.provenance[key] != value for key, value in here.items()):
+                builder.provenance["resumed_on"] = [*builder.provenance.get("resumed_on", ()), here]
             return builder
         os.close(builder._fd)
         return None
@@ -149,10 +151,10 @@ class CacheBuilder:
         with explained(self.path.parent):
             self._write(self._provenance_offset, _padded(sealed))
             os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1  # from here on nothing writes to the file
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
-        os.close(self._fd)
-        self._fd = -1
         return self.path
 
     def close(self, *, seconds: float) -> None:

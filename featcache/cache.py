@@ -186,16 +186,20 @@ class Cache:
         """Whether a row's features are one vector, as heads need, and not a map."""
         return len(self.splits["train"].stored["features"].shape) == 2
 
+    def told(self) -> dict[str, Any]:
+        """What a cache can be asked for by: ``dataset``, ``folder`` (of a set that came from one), and the encoder."""
+        return {"dataset": self.dataset, "folder": self.provenance["source"].get("folder"), **self.encoder}
+
     def require(self, **expected: Any) -> None:
         """Refuse the cache unless it is what the caller expects.
 
         Args:
-            expected: ``dataset`` or fields of the encoder and the values that they must have; None asks for nothing.
+            expected: values for fields of ``told``; None asks for nothing.
 
         Raises:
             CacheError: names every field that differs, with both values.
         """
-        actual = {"dataset": self.dataset, **self.encoder}
+        actual = self.told()
         differences = [
             f"{field} is {_short(actual[field])}, not {_short(value)}"
             for field, value in expected.items()
@@ -217,7 +221,7 @@ def find_caches(folder: Path) -> list[Cache]:
 
 
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else layout.canonical_json(value)
+    return value if isinstance(value, str) else layout.canonical_json(value)  # None becomes null
 
 
 def _open(path: Path) -> Cache:

@@ -98,16 +98,32 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; its first column is aligned left, the others right."""
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console as RichConsole
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i else "left", no_wrap=True)
+            table.add_column(Text(column), justify="right" if i else "left", no_wrap=True)
         for row in rows:
-            table.add_row(*row)
-        width = None if sys.stdout.isatty() else 160
-        RichConsole(file=sys.stderr if self.json_wanted else sys.stdout, width=width, highlight=False).print(table)
+            table.add_row(*(Text(cell) for cell in row))
+        stream = sys.stderr if self.json_wanted else sys.stdout
+        # as wide as its cells ask for: a terminal wraps a line that is too long, cells that are cut tell nothing
+        natural = RichConsole(width=10_000).measure(table).maximum
+        RichConsole(file=stream, width=natural, highlight=False).print(table)
+
+    def candidate(self, label: str) -> Callable[[dict[str, Any]], None]:
+        """Tells of a search's candidates on stderr, those that took over a second."""
+
+        def tell(candidate: dict[str, Any]) -> None:
+            if candidate["seconds"] > 1:
+                params = ", ".join(f"{name} {value}" for name, value in candidate["params"].items())
+                seconds, accuracy = candidate["seconds"], candidate["val_accuracy"]
+                told = "not finite" if accuracy is None else f"{accuracy:.4f}"
+                print(f"{label}: {params}: val accuracy {told} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+
+        return tell
 
     def result(self, value: dict[str, Any]) -> None:
         """The JSON object, where it is wanted."""

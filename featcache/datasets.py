@@ -130,6 +130,7 @@ class ImageDataset:
         splits: ``train`` and ``test``, and ``val`` where the set has one beside its test split.
         selection: how the rows were chosen from what the source holds, as JSON.
         notes: sentences for the user on what was decided.
+        folder: the absolute path of a set that came from one.
     """
 
     name: str
@@ -137,6 +138,7 @@ class ImageDataset:
     splits: dict[str, Split]
     selection: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    folder: str | None = None
 
     def __len__(self) -> int:
         return sum(len(split.ids) for split in self.splits.values())
@@ -205,9 +207,5 @@ def _choose_rows(dataset: ImageDataset, subset: Subset) -> ImageDataset:
     for name, split in dataset.splits.items():
         kept = split.take(rows[name])
         splits[name] = replace(kept, labels=new_label[kept.labels])
-    counts = np.bincount(splits["train"].labels[splits["train"].labels >= 0], minlength=len(class_names))
-    for name, count in zip(class_names, counts, strict=True):
-        if count == 0:
-            raise UserError(f"class {name!r} has no training images left: choose other --classes or a larger --limit")
     selection = {**dataset.selection, **({"subset": subset.to_json()} if subset.to_json() else {})}
     return replace(dataset, splits=splits, class_names=class_names, selection=selection)

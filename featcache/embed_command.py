@@ -15,7 +15,7 @@ from featcache.errors import UsageError
 
 if TYPE_CHECKING:
     from featcache.datasets import ImageDataset
-    from featcache.embedding import Embedded
+    from featcache.embedding import Embedded, Embedding
 
 DESCRIPTION = """Embed a data set once with a frozen backbone into an HDF5 cache, from which heads train in seconds. The
 same command again finds the cache and does nothing; after an interruption it goes on."""
@@ -106,7 +106,7 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         storage=arguments.storage,
         precision="fp32" if arguments.precision == "auto" else arguments.precision,
         device=device,
-        batch_size=arguments.batch_size or (256 if device.type == "cuda" else 64),
+        batch_size=arguments.batch_size or (256 if device.type == "cuda" else 16),
         workers=_workers(dataset) if arguments.workers is None else arguments.workers,
         strict=arguments.strict,
     )
@@ -117,9 +117,8 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         f"{end.name}: {shape} features in {embedding.storage}"
     )
     console.note(f"device {device} ({device_name(device)}), precision {embedding.precision}, engine eager")
-    waiting = f"another process is building {embedding.path}; waiting for it"
     with console.progress("embedding", "images") as progress:
-        embedded = embedding.run(on_progress=progress, on_wait=lambda: console.note(waiting))
+        embedded = embedding.run(on_progress=progress, on_wait=lambda: _waiting(console, embedding))
     _tell(console, embedded)
     return {
         "cache": str(embedded.cache.path),
@@ -129,6 +128,10 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         "seconds": embedded.seconds,
         "images_per_s": embedded.images_per_s,
     }
+
+
+def _waiting(console: Console, embedding: Embedding) -> None:
+    console.note(f"another process is building {embedding.path}; waiting for it")
 
 
 def _workers(dataset: ImageDataset) -> int:

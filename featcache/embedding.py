@@ -23,8 +23,8 @@ from featcache.cache import Cache
 from featcache.datasets import ImageDataset
 from featcache.disk import building
 from featcache.errors import CacheError, UserError
-from featcache.machine import device_name, versions
-from featcache.plan import Plan, SplitRows
+from featcache.machine import device_name, full_fp32, versions
+from featcache.plan import Plan, PlannedRows
 
 #: Rows that are written together: the smallest multiple of the batch from here on.
 MIN_BLOCK_ROWS = 256
@@ -88,7 +88,7 @@ class Embedding:
         for name, split in self.dataset.splits.items():
             if not split.ids:
                 raise UserError(f"{self.dataset.name}: no images left in {name}; choose more, or leave the split out")
-            splits[name] = SplitRows(split.ids, split.labels, split.images.digests())
+            splits[name] = PlannedRows(split.ids, split.labels, split.images.digests())
         return Plan(
             encoder=encoder,
             class_names=self.dataset.class_names,
@@ -129,6 +129,7 @@ class Embedding:
         """
         begun = time.perf_counter()
         rows = len(self.dataset)
+        assert self.plan.fingerprint  # reads every image for its digest; part of the time that is told
         cache, embedded = self.finished(), 0
         if cache is None:
             with building(self.path, on_wait=on_wait):
@@ -163,7 +164,8 @@ class Embedding:
     def _provenance(self) -> dict[str, Any]:
         return {
             "fingerprint": self.plan.fingerprint,
-            "source": {**self.plan.source, "notes": list(self.dataset.notes)},
+            "source": {**self.plan.source, "folder": self.dataset.folder, "notes": list(self.dataset.notes)},
+            "weights": self.backbone.weights["name"],
             "batch": self.batch_size,
             "threads": torch.get_num_threads(),
             "hardware": {"machine": platform.machine(), "device": str(self.device), "name": device_name(self.device)},
@@ -213,7 +215,8 @@ class Embedding:
             images = torch.cat([images, images.new_zeros(padding, *images.shape[1:])])
         images = self.backbone.preprocessing.normalise(images.to(self.device, non_blocking=True))
         dtype = PRECISIONS[self.precision]
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        with torch.inference_mode(), full_fp32(), autocast:
             features = trunk(images)
         return features.float().cpu().numpy()
 

@@ -19,6 +19,10 @@ SPLIT_NAMES = {
 }  # fmt: skip
 
 
+#: Counts images that lie beside the class folders.
+_STRAY = "stray"
+
+
 def load(root: Path) -> ImageDataset:
     """List a folder's images; nothing is opened.
 
@@ -50,10 +54,12 @@ def load(root: Path) -> ImageDataset:
         labels = np.repeat(np.arange(len(class_names)), [len(classes.get(name, ())) for name in class_names])
         splits[split] = Split(ids, labels.astype(np.int64), FileImages(root, ids))
     notes = []
+    if stray := left_out.pop(_STRAY, 0):
+        notes.append(f"images left out, being in no class folder: {stray}")
     if left_out:
         kinds = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in sorted(left_out.items()))
         notes.append(f"files left out, being no JPEG, PNG, WebP, BMP or TIFF: {kinds}")
-    return ImageDataset(root.resolve().name, class_names, splits, notes=tuple(notes))
+    return ImageDataset(root.resolve().name, class_names, splits, notes=tuple(notes), folder=str(root.resolve()))
 
 
 def _splits(root: Path) -> dict[str, Path]:
@@ -78,7 +84,7 @@ def _classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, list
         if entry.is_dir():
             classes[entry.name] = _images(root, entry, left_out)
         else:
-            left_out[entry.suffix.lower()] += 1
+            left_out[_STRAY if entry.suffix.lower() in SUFFIXES else entry.suffix.lower()] += 1
     return classes
 
 

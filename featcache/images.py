@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
-#: File name endings that are taken for images, and the formats that may hide behind them.
+#: File name endings that are taken for images, and the formats that may hide behind them (PPM: GTSRB).
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 
 
 class DamagedImageError(Exception):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError, UserError
 
-PACKAGES = ("featcache", "torch", "torchvision", "timm", "numpy", "h5py", "pillow")
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("featcache", "torch", "torchvision", "timm", "numpy", "scikit-learn", "h5py", "pillow")
 
 
 def choose_device(name: str) -> torch.device:
     """``auto`` takes CUDA, then Apple's MPS, then the CPU. Raises UserError where the named one is not there."""
+    import torch
+
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, is_there in there.items() if is_there)
@@ -26,8 +32,23 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Keep CUDA's convolutions from rounding float32 inputs to TF32, as cuDNN does unless told otherwise."""
+    import torch
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def device_name(device: torch.device) -> str:
     """What the maker calls it."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache import images
-from featcache.datasets import ArrayImages, ImageDataset, Images, ReadImages, Split
+from featcache.datasets import ArrayImages, FileImages, ImageDataset, Images, ReadImages, Split
 from featcache.errors import UserError
 from featcache.images import Pixels, stack_digests
 
@@ -108,11 +108,15 @@ def _torchvision(name: str, root: Path) -> ImageDataset:
     sets = {split: _open(name, class_name, root, given) for split, given in arguments.items()}
     splits = {}
     for split, source in sets.items():
-        found, labels = _in_memory(source) or _one_by_one(source)
+        found, labels = _in_memory(source) or _files(source) or _one_by_one(source)
         splits[split] = Split(_numbered(split, len(labels)), labels, found)
     n_classes = 1 + max(int(split.labels.max()) for split in splits.values())
     named = getattr(sets["train"], "classes", None) or getattr(sets["train"], "categories", None)
-    names = [str(c) for c in named] if named and len(named) == n_classes else [str(i) for i in range(n_classes)]
+    names = (
+        [c if isinstance(c, str) else str(c[0]) for c in named]
+        if named and len(named) == n_classes
+        else [str(i) for i in range(n_classes)]
+    )
     return ImageDataset(name, tuple(names), splits)
 
 
@@ -144,12 +148,29 @@ def _in_memory(source: Any) -> tuple[Images, NDArray[np.int64]] | None:
     return ArrayImages(pixels), labels
 
 
+def _files(source: Any) -> tuple[Images, NDArray[np.int64]] | None:
+    """The files and labels of a set that lists them, under one of the names that torchvision's sets use, or None."""
+    samples = getattr(source, "samples", None) or getattr(source, "_samples", None)
+    if not samples:
+        paths = getattr(source, "_image_files", None) or getattr(source, "_images", None) or []
+        labels = getattr(source, "_labels", None) or []
+        samples = list(zip(paths, labels, strict=True)) if len(paths) == len(labels) else []
+    if not samples:
+        return None
+    names = tuple(str(Path(path).absolute()) for path, _ in samples)
+    return FileImages(Path("/"), names), np.array([int(label) for _, label in samples], dtype=np.int64)
+
+
 def _one_by_one(source: Any) -> tuple[Images, NDArray[np.int64]]:
     """The images and labels of a set that offers no list of either: each is decoded once to learn its digest."""
     digests, labels = [], []
     for i in range(len(source)):
-        image, label = source[i]
-        digests.append(images.pixels_digest(images.eight_bits(image)))
+        try:
+            image, label = source[i]
+            digests.append(images.pixels_digest(images.eight_bits(image)))
+        except (OSError, images.DamagedImageError) as error:
+            name = type(source).__name__
+            raise UserError(f"image {i} of {name} cannot be read ({error}); download the set anew") from error
         labels.append(int(label))
     return IndexedImages(source, np.arange(len(labels)), stack_digests(digests)), np.array(labels, dtype=np.int64)
 

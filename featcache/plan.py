@@ -14,7 +14,7 @@ from featcache import layout
 
 
 @dataclass(frozen=True)
-class SplitRows:
+class PlannedRows:
     """What is known of a split before any image is decoded: ``labels`` (N,) int64, ``content`` (N, 16) uint8."""
 
     ids: tuple[str, ...]
@@ -52,7 +52,7 @@ class Plan:
 
     encoder: Mapping[str, Any]
     class_names: tuple[str, ...]
-    splits: Mapping[str, SplitRows]
+    splits: Mapping[str, PlannedRows]
     source: Mapping[str, Any]
     feature_shape: tuple[int, ...]
     block_rows: int

@@ -42,8 +42,10 @@ class Preprocessing:
     decoder: str = "pillow"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.image_size <= self.resize_size <= 4096:
+        if not 1 <= self.image_size <= 4096:
             raise UsageError(f"--image-size {self.image_size}: expected a whole number of pixels from 1 to 4096")
+        if self.resize_size < self.image_size:
+            raise UsageError(f"a short side of {self.resize_size} pixels is too short to crop {self.image_size} from")
         for flag, values in (("--mean", self.mean), ("--std", self.std)):
             if len(values) != 3:
                 raise UsageError(f"{flag} {','.join(f'{v:g}' for v in values)}: expected 3 numbers, for red,green,blue")

@@ -55,7 +55,7 @@ class Subset:
 
     def to_json(self) -> dict[str, Any]:
         """What was asked for, without what was not; the seed only where it decides something."""
-        asked = {key: value for key, value in asdict(self).items() if value}
+        asked = {key: value for key, value in asdict(self).items() if value not in (None, (), {})}
         if not (self.per_class or self.fraction):
             asked.pop("take")
         if asked.get("take") != "random":
@@ -95,6 +95,12 @@ class Subset:
             if split == "train" and (self.per_class or self.fraction):
                 rows = self._thin(rows, new_label[old[rows]], kept_names)
             chosen[split] = rows
+        if "train" in labels:
+            counts = np.bincount(new_label[labels["train"][chosen["train"]]] + 1, minlength=len(kept_names) + 1)[1:]
+            for name, count in zip(kept_names, counts, strict=True):
+                if count == 0:
+                    mend = "choose other --classes or a larger --limit"
+                    raise UserError(f"class {name!r} has no training images left: {mend}")
         return chosen, kept_names, new_label
 
     def _thin(self, rows: Indices, labels: NDArray[np.int64], class_names: Sequence[str]) -> Indices:
@@ -103,7 +109,7 @@ class Subset:
         for label, name in enumerate(class_names):
             own = rows[labels == label]
             wanted = self.per_class or max(1, round((self.fraction or 1) * len(own)))
-            if wanted > len(own):
+            if self.per_class and wanted > len(own):
                 mend = f"ask for at most {len(own)}, or choose other --classes"
                 raise UserError(f"--per-class {wanted}: class {name!r} has {len(own)} training images; {mend}")
             kept.append(own[:wanted] if self.take == "first" else rng.permutation(own)[:wanted])

@@ -72,7 +72,9 @@ class Neighbors:
 
     k: tuple[int, ...]
     temperature: tuple[float, ...]
-    natural_ends: dict[str, tuple[float, ...]] = field(default_factory=lambda: {"k": (1,)})
+    natural_ends: dict[str, tuple[float, ...]] = field(
+        default_factory=lambda: {"k": (1,), "temperature": (1.0,)}
+    )  # votes all but equal
     stops_early = False
 
     def chains(self, task: Task, n_total: int) -> list[list[Params]]:

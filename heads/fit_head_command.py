@@ -69,7 +69,7 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     cache = _find_cache(arguments)
     rows = load_rows(cache, subset=subset, val_fraction=arguments.val_fraction, seed=arguments.seed)
     console.note(
-        f"cache {cache.path}: {cache.dataset}, {cache.encoder['backbone']} ({cache.encoder['weights']['name']}), "
+        f"cache {cache.path}: {cache.dataset}, {cache.encoder['backbone']} ({cache.provenance['weights']}), "
         f"{rows.train.features.shape[1]} features"
     )
     console.note(f"rows: {len(rows.train):,} train, {len(rows.val):,} val, {len(rows.test):,} test")
@@ -78,7 +78,9 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     records = []
     for clf in CLASSIFIERS if arguments.clf == "all" else (arguments.clf,):
         device = _device(clf, arguments.device)
-        fitted = fit_head(rows, clf, seed=arguments.seed, refit=not arguments.no_refit, device=device)
+        fitted = fit_head(
+            rows, clf, seed=arguments.seed, refit=not arguments.no_refit, device=device, report=console.candidate(clf)
+        )
         record = run_record(cache, rows, clf, fitted, command=command, seed=arguments.seed, device=device)
         stem = f"{cache.dataset}-{cache.encoder['backbone']}-{clf}"
         folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, stem))
@@ -95,7 +97,7 @@ def _find_cache(arguments: argparse.Namespace) -> Cache:
     from featcache.cache import Cache, find_caches
 
     wanted = {
-        "dataset": Path(arguments.dataset).resolve().name if arguments.dataset else None,
+        **_asked_dataset(arguments.dataset),
         "backbone": arguments.backbone,
         "precision": arguments.precision,
     }
@@ -105,17 +107,25 @@ def _find_cache(arguments: argparse.Namespace) -> Cache:
         return cache
     caches = find_caches(arguments.cache_dir)
     for cache in caches:
-        matches = all(
-            value in (None, {"dataset": cache.dataset, **cache.encoder}[key]) for key, value in wanted.items()
-        )
+        matches = all(value in (None, cache.told()[key]) for key, value in wanted.items())
         if matches and cache.holds_vectors:
             return cache
-    asked = " ".join(f"--{key} {value}" for key, value in wanted.items() if value)
+    flags = {"dataset": arguments.dataset, "backbone": arguments.backbone, "precision": arguments.precision}
+    asked = " ".join(f"--{key} {value}" for key, value in flags.items() if value)
     there = ", ".join(cache.path.name for cache in caches[:3]) or "none at all"
     raise CacheError(
         f"{arguments.cache_dir}: no cache of vectors{' for ' + asked if asked else ''} (found {there}); "
         f"make one with bin/embed{' ' + asked if asked else ''}"
     )
+
+
+def _asked_dataset(asked: str | None) -> dict[str, str]:
+    """What ``--dataset`` asks of a cache: a folder by its path, all else by its name."""
+    if asked is None:
+        return {}
+    if "/" in asked or Path(asked).is_dir():
+        return {"folder": str(Path(asked).resolve())}
+    return {"dataset": asked}
 
 
 def _device(clf: str, wanted: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache import Cache
+from featcache.machine import versions
 from heads.metrics import Metrics, evaluate
 from heads.predictors import Head
 from heads.rows import Rows, SplitRows
-from heads.runs import SCHEMA, created_now, environment, peak_rss_mb
+from heads.runs import SCHEMA, created_now, peak_rss_mb
 from heads.selection import Selection, select
 
 
@@ -34,7 +35,15 @@ class HeadRun:
     predictions: dict[str, NDArray[Any]]
 
 
-def fit_head(rows: Rows, clf: str, *, seed: int = 0, refit: bool = True, device: str = "auto") -> HeadRun:
+def fit_head(
+    rows: Rows,
+    clf: str,
+    *,
+    seed: int = 0,
+    refit: bool = True,
+    device: str = "auto",
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> HeadRun:
     """Choose hyper-parameters on validation, fit the final head, score test once.
 
     Args:
@@ -43,6 +52,7 @@ def fit_head(rows: Rows, clf: str, *, seed: int = 0, refit: bool = True, device:
         seed: of everything random in the fit.
         refit: whether the final head is fitted on train and validation together.
         device: where the classifiers that torch trains run.
+        report: called with each candidate as it is done.
     """
     n_classes = len(rows.class_names)
     train, val, test = rows.train, rows.val, rows.test
@@ -56,6 +66,7 @@ def fit_head(rows: Rows, clf: str, *, seed: int = 0, refit: bool = True, device:
         seed=seed,
         refit=refit,
         device=device,
+        report=report,
     )
     head = selection.head
     fitted_on = [train, val] if refit else [train]
@@ -89,10 +100,15 @@ def run_record(
             "n_train": len(rows.train),
             "n_val": len(rows.val),
             "n_test": len(rows.test),
+            "chosen": rows.chosen,
         },
         "encoder": cache.encoder,
         "encoder_fingerprint": cache.encoder_fingerprint,
-        "cache": {"file": cache.path.name, "fingerprint": cache.fingerprint},
+        "cache": {
+            "file": cache.path.name,
+            "fingerprint": cache.fingerprint,
+            "weights": cache.provenance["weights"],
+        },
         "source": "cache",
         "augment": "none",
         "params": selection.params,
@@ -116,7 +132,7 @@ def run_record(
             "device": device,
         },
         "history": selection.history,
-        "environment": environment(),
+        "environment": versions(),
     }
 
 

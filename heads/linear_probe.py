@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.machine import choose_device
 from heads.standardization import Floats, Labels
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def train_members(
     import torch
     from torch.nn.functional import cross_entropy
 
-    place = torch.device(_device(device))
+    place = choose_device(device)
     n_samples, n_members = len(X), len(members)
     epochs = epochs or schedule_epochs
     steps_per_epoch = -(-n_samples // batch_size)
@@ -154,14 +155,6 @@ def train_members(
         )
         for member, (epoch, weights), history in zip(members, kept, histories, strict=True)
     ]
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _on(place: torch.device, X: Floats) -> torch.Tensor:

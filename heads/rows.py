@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ class Rows:
         train, val, test: disjoint; hyper-parameters are chosen on ``val``, ``test`` is scored once.
         fingerprint: of the ids and labels of all three; runs with the same one can be compared.
         notes: sentences for the user on what was decided.
+        chosen: how the rows were chosen from the cache's, as JSON.
     """
 
     class_names: tuple[str, ...]
@@ -46,6 +48,7 @@ class Rows:
     test: SplitRows
     fingerprint: str
     notes: tuple[str, ...]
+    chosen: dict[str, Any]
 
 
 def load_rows(cache: Cache, *, subset: Subset | None = None, val_fraction: float = 0.1, seed: int = 0) -> Rows:
@@ -67,10 +70,13 @@ def load_rows(cache: Cache, *, subset: Subset | None = None, val_fraction: float
         raise UserError(f"{cache.path}: holds maps (cut after {cache.encoder['cut']}), and heads need vectors")
     usable = {name: split.usable() for name, split in cache.splits.items()}
     labels = {name: split.labels[usable[name]] for name, split in cache.splits.items()}
-    chosen, class_names, new_label = (subset or Subset(seed=seed)).choose(labels, cache.class_names)
+    subset = subset or Subset(seed=seed)
+    chosen, class_names, new_label = subset.choose(labels, cache.class_names)
     rows = {}
     for name, split in cache.splits.items():
         kept = usable[name][chosen[name]]
+        if not len(kept):
+            raise UserError(f"{cache.path}: no usable {name} rows are left; choose other --classes or a larger --limit")
         rows[name] = SplitRows(split.load(kept), new_label[split.labels[kept]], tuple(split.ids[row] for row in kept))
     notes = []
     left_out = sum(len(split) - len(usable[name]) for name, split in cache.splits.items())
@@ -84,7 +90,8 @@ def load_rows(cache: Cache, *, subset: Subset | None = None, val_fraction: float
         train, val = rows["train"].take(kept), rows["train"].take(carved)
         notes.append(f"validation is carved from train: {len(val):,} of {len(kept) + len(carved):,} rows (seed {seed})")
     test = rows["test"]
-    return Rows(class_names, train, val, test, _fingerprint(train, val, test), tuple(notes))
+    how = {"subset": subset.to_json(), "val_fraction": None if "val" in rows else val_fraction, "seed": seed}
+    return Rows(class_names, train, val, test, _fingerprint(train, val, test), tuple(notes), how)
 
 
 def _fingerprint(*splits: SplitRows) -> str:

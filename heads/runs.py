@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from heads.saved import save_head
 
 #: Version of the keys in ``run.json``.
 SCHEMA = 1
-PACKAGES = ("featcache", "numpy", "scikit-learn", "torch")
 _NAME = re.compile(r"[\w.+-]*\w[\w.+-]*", re.ASCII)
 
 
@@ -84,17 +82,6 @@ def write_run(
 def created_now() -> str:
     """The time in UTC, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def environment() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": ".".join(map(str, sys.version_info[:3])), "platform": sys.platform}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def peak_rss_mb() -> float:

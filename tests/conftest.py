@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
             for hue, (class_name, count) in enumerate(classes.items()):
                 (root / split / class_name).mkdir(parents=True)
                 for i in range(count):
-                    draw(root / split / class_name / f"{i:03}.jpg", hue=hue, seed=hash((split, hue, i)) % 2**32)
+                    draw(root / split / class_name / f"{i:03}.jpg", hue=hue, seed=crc32(f"{split} {hue} {i}".encode()))
         return root
 
     return make

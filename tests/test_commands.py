@@ -172,6 +172,27 @@ def test_a_text_file_named_jpg(run: Run, tmp_path: Path) -> None:
     assert "train/a/note.jpg: not a JPEG" in err
 
 
+def test_folders_of_the_same_name_are_told_apart(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK[:-2], "--dataset", two_classes(tmp_path / "x" / "images"))
+    two_classes(tmp_path / "y" / "images")
+    assert run("fit-head", "--clf", "centroid", "--dataset", "x/images")[0] == 0
+    assert run("fit-head", "--clf", "centroid", "--dataset", "images")[0] == 0
+    status, _, err = run("fit-head", "--clf", "centroid", "--dataset", "y/images")
+    assert status == 1
+    assert "no cache of vectors for --dataset y/images" in err
+
+
+def test_class_names_are_no_markup_and_tables_are_not_cut(run: Run, tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "p")
+    for split in ("train", "test"):
+        (root / split / "a").rename(root / split / "[red]")
+    run("embed", *QUICK[:-2], "--dataset", root)
+    status, out, _ = run("fit-head", "--clf", "centroid", "--report")
+    assert status == 0
+    assert out.count("[red]") >= 3
+    assert "…" not in out
+
+
 def test_a_class_with_one_training_image(run: Run, tmp_path: Path) -> None:
     run("embed", *QUICK[:-2], "--dataset", two_classes(tmp_path / "p", train=1))
     status, _, err = run("fit-head")

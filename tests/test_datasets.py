@@ -67,6 +67,8 @@ def test_what_is_no_image_is_left_out_and_counted(make_folder: MakeFolder) -> No
     assert len(dataset) == 11
     assert "a/deeper/x.PNG" in (*dataset.splits["train"].ids, *dataset.splits["test"].ids)
     assert dataset.notes[0].endswith(": 1 .gif, 1 .md, 2 .txt")
+    draw(root / "beside.jpg", hue=0, seed=1)
+    assert "images left out, being in no class folder: 1" in load_dataset(str(root)).notes
 
 
 def test_a_link_that_leads_back_does_not_hang(make_folder: MakeFolder) -> None:

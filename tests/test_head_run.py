@@ -69,6 +69,22 @@ def test_a_set_with_its_own_validation_keeps_it(make_folder: Callable, embed: Ca
     assert not np.array_equal(refitted.predictions["test_scores"], kept.predictions["test_scores"])
 
 
+def test_rows_that_leave_a_class_or_a_split_empty_are_refused(
+    make_folder: Callable, embed: Callable[..., Embedding]
+) -> None:
+    counts = {"train": {"a": 9, "b": 9, "c": 9}, "test": {"a": 3, "b": 0, "c": 0}}
+    cache = embed(make_folder(counts)).run().cache
+    with pytest.raises(UserError, match="class 'c' has no training images left"):
+        load_rows(cache, subset=Subset(limit={"train": 18}))
+    with pytest.raises(UserError, match="no usable test rows are left"):
+        load_rows(cache, subset=Subset(classes=("b", "c")))
+
+
+def test_how_the_rows_were_chosen_is_told(cache: Cache) -> None:
+    chosen = load_rows(cache, subset=Subset(per_class=9), val_fraction=0.2).chosen
+    assert chosen == {"subset": {"per_class": 9, "take": "random", "seed": 0}, "val_fraction": 0.2, "seed": 0}
+
+
 def test_maps_and_rows_too_few_are_refused(cache: Cache, folder: object, embed: Callable[..., Embedding]) -> None:
     with pytest.raises(UserError, match="holds maps .cut after layer1., and heads need vectors"):
         load_rows(embed(folder, cut=2).run().cache)

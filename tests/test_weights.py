@@ -41,6 +41,14 @@ def test_both_kinds_of_files_and_nested_checkpoints_are_the_same(resnet18: dict,
     assert digests == {weights.sha256(resnet18)}
 
 
+def test_a_renamed_file_is_the_same_encoder(resnet18: dict, tmp_path: Path) -> None:
+    encoders = [
+        load(saved(resnet18, tmp_path / name)).encoder(cut=None, precision="fp32", storage="float16")
+        for name in ("a.pth", "b.pth")
+    ]
+    assert encoders[0] == encoders[1]
+
+
 def test_one_weight_changes_the_digest(resnet18: dict) -> None:
     changed = {name: tensor.clone() for name, tensor in resnet18.items()}
     changed["layer1.0.conv1.weight"].view(-1)[5] += 1e-3
