@@ -9,12 +9,18 @@ from zlib import crc32
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
+from featcache import embed_command
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
 from featcache.embedding import Embedding
+from heads import fit_head_command
+
+#: Flags that make embedding quick: a real backbone with random weights, on few and small images.
+QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--per-class", "6"]
 
 #: Work this small runs faster without threads that wait for one another.
 torch.set_num_threads(1)
@@ -83,3 +89,32 @@ def embed(tmp_path: Path, backbone: Backbone) -> Callable[..., Embedding]:
 def cache(folder: Path, embed: Callable[..., Embedding]) -> Cache:
     """The folder's sealed cache: 40 training and 12 test rows in blocks of 8 would be too few: blocks are of 256."""
     return embed(folder).run().cache
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in an empty folder; gives its exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    mains = {"embed": embed_command.main, "fit-head": fit_head_command.main}
+
+    def call(command: str, *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = mains[command]([str(argument) for argument in arguments])
+        except SystemExit as end:  # argparse's way
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def two_classes(root: Path, *, train: int = 4) -> Path:
+    for split, count in (("train", train), ("test", 3)):
+        for label, name in enumerate("ab"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((3, 12, 12), 99 * label + i, np.uint8)
+                torchvision.io.write_png(torch.from_numpy(pixels), str(root / split / name / f"{i}.png"))
+    return root
