@@ -156,7 +156,12 @@ def test_the_well_known_backbones_embed(run: Run, name: str) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_is_done(tmp_path: Path, end: signal.Signals) -> None:
-    command = [sys.executable, BIN / "embed", *QUICK[:-2], "--batch-size", "32", "--image-size", "96"]
+    # a shell's background jobs ignore SIGINT, and hand that on to their children
+    heed = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", heed, BIN / "embed", *QUICK[:-2], "--batch-size", "32", "--image-size", "96"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
     while not (partial := list(tmp_path.glob("features/.*.partial"))):
