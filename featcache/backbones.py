@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from featcache import weights as weight_files
+from featcache.augmentation import Augmentation
 from featcache.errors import UsageError, missing_extra, one_of
 from featcache.preprocessing import Preprocessing
 from featcache.stages import StagedModel
@@ -35,7 +36,9 @@ class Backbone:
     preprocessing: Preprocessing
     weights: dict[str, Any]
 
-    def encoder(self, *, cut: int | None, precision: str, storage: str) -> dict[str, Any]:
+    def encoder(
+        self, *, cut: int | None, precision: str, storage: str, augmentation: Augmentation | None = None
+    ) -> dict[str, Any]:
         """The JSON that a cache records of how images became features; any change to it means other features."""
         stages = self.staged.stages
         return {
@@ -46,7 +49,7 @@ class Backbone:
             "precision": precision,
             "engine": "eager",
             "storage": storage,
-            "views": 0,
+            "views": augmentation.to_json() if augmentation else 0,
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featcache.augmentation import Augmentation
 from featcache.datasets import Images
+from featcache.images import Pixels
 from featcache.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows ``start`` to ``stop`` of a split.
+    """Some rows of a split.
 
     Attributes:
-        images: (stop - start, 1 or 3, S, S) uint8.
-        damaged: why rows could not be decoded, by row; their pixels are black.
+        split: its name.
+        rows: (n,) indices, ascending.
+        images: (n, V, 1 or 3, S, S) uint8: the plain view first, then the augmented ones.
+        damaged: why images could not be decoded, by position; their pixels are black.
         changed: the first row whose bytes are not those that were announced, or None.
     """
 
     split: str
-    start: int
-    stop: int
+    rows: NDArray[np.int64]
     images: Tensor
     damaged: dict[int, str]
     changed: int | None
@@ -35,27 +38,27 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReader(torch.utils.data.Dataset[Batch]):
-    """Reads ``ranges`` (split, first row, the one after the last) of ``images``, whose digests must be ``content``."""
+    """Reads ``groups`` (split, rows) of ``images``, whose digests must be ``content``."""
 
     images: Mapping[str, Images]
     content: Mapping[str, NDArray[np.uint8]]
-    ranges: tuple[tuple[str, int, int], ...]
+    groups: Sequence[tuple[str, NDArray[np.int64]]]
     preprocessing: Preprocessing
+    augmentation: Augmentation | None
 
     def __len__(self) -> int:
-        return len(self.ranges)
+        return len(self.groups)
 
     def __getitem__(self, index: int) -> Batch:
-        split, start, stop = self.ranges[index]
-        read = self.images[split].read(range(start, stop))
-        changed = np.flatnonzero((read.digests != self.content[split][start:stop]).any(axis=1))
+        split, rows = self.groups[index]
+        read = self.images[split].read(rows.tolist())
+        changed = np.flatnonzero((read.digests != self.content[split][rows]).any(axis=1))
         return Batch(
             split=split,
-            start=start,
-            stop=stop,
-            images=self.preprocessing.fit(read.pixels),
-            damaged={start + position: message for position, message in read.damaged.items()},
-            changed=start + int(changed[0]) if len(changed) else None,
+            rows=rows,
+            images=views(read.pixels, read.digests, self.preprocessing, self.augmentation),
+            damaged=read.damaged,
+            changed=int(rows[changed[0]]) if len(changed) else None,
         )
 
     def batches(self, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
@@ -64,6 +67,19 @@ class BatchReader(torch.utils.data.Dataset[Batch]):
             self, batch_size=None, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is
         )
         return iter(loader)
+
+
+def views(
+    pixels: Sequence[Pixels],
+    digests: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None,
+) -> Tensor:
+    """What the network sees of each image: (N, V, 1 or 3, S, S) uint8, the plain view first."""
+    plain = preprocessing.fit(pixels)[:, None]
+    if augmentation is None:
+        return plain
+    return torch.cat([plain, augmentation.draw(pixels, digests, preprocessing)], dim=1)
 
 
 def _as_is(batch: Any) -> Any:

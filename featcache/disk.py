@@ -1,11 +1,11 @@
-"""What builders of files share: locks, syncing, and the file system's complaints in one line."""
+"""What builders of files share: syncing, cleaning up, and the file system's complaints in one line."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,38 +38,10 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(folder).free
-            message = f"{folder}: no space left ({free:,} bytes free); free some, or name another folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free, reason = shutil.disk_usage(folder).free, error.strerror
+            message = f"{folder}: no space left ({reason}; {free:,} bytes free); free some, or name another folder"
         else:
             reason = error.strerror or str(error)
             message = f"{folder}: cannot be written ({reason}); name one that can"
         raise UserError(message) from error
-
-
-@contextmanager
-def building(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Keep other builders of the same file on this host out for the while; wait for one that is at work.
-
-    The lock is the kernel's (flock), so a dead process holds none. A file system without locks goes without.
-
-    Args:
-        path: of the finished cache.
-        on_wait: called once where another process is at work.
-    """
-    import fcntl
-
-    with explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(fd)

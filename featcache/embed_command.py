@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from featcache.command_line import Console, Parser, add_subset_flags, new_parser
 from featcache.errors import UsageError
 
 if TYPE_CHECKING:
+    from featcache.augmentation import Augmentation
     from featcache.datasets import ImageDataset
     from featcache.embedding import Embedded, Embedding
 
@@ -23,10 +25,17 @@ same command again finds the cache and does nothing; after an interruption it go
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run(_parser(), _embed, argv, on_interrupt="what is done is kept: run the same command to go on")
+    given = tuple(sys.argv[1:] if argv is None else argv)
+    return run(
+        embed_parser(),
+        lambda arguments, console: _embed(arguments, console, given),
+        argv,
+        on_interrupt="what is done is kept: run the same command to go on",
+    )
 
 
-def _parser() -> Parser:
+def embed_parser() -> Parser:
+    """The flags of ``bin/embed``."""
     parser = new_parser("embed", DESCRIPTION)
     data = parser.add_argument_group("data set")
     data.add_argument(
@@ -52,6 +61,12 @@ def _parser() -> Parser:
     model.add_argument("--resize", choices=("crop", "squash"), help="keep proportions and crop, or squash")
     model.add_argument("--mean", type=numbers, metavar="R,G,B", help="channel means, on the scale 0 to 1")
     model.add_argument("--std", type=numbers, metavar="R,G,B", help="channel standard deviations, likewise")
+    views = parser.add_argument_group("augmented views, cached beside the plain one")
+    views.add_argument("--views", type=int, default=0, metavar="K", help="so many of each image (0)")
+    views.add_argument(
+        "--crop-scale", type=numbers, metavar="A,B", help="least and greatest share of the area shown (0.35,1)"
+    )
+    views.add_argument("--flip", type=float, metavar="P", help="probability that a view is mirrored (0.5)")
     work = parser.add_argument_group("work")
     work.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
     work.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto is fp32")
@@ -60,6 +75,9 @@ def _parser() -> Parser:
     )
     work.add_argument("--workers", type=int, metavar="N", help="processes that decode files (up to 4)")
     work.add_argument("--storage", choices=("float16", "float32"), default="float16", help="of the features (float16)")
+    work.add_argument(
+        "--max-gb", type=float, default=20, metavar="GB", help="refuse to cache features beyond this (20)"
+    )
     return parser
 
 
@@ -71,7 +89,7 @@ def _batch_size(text: str) -> int | None:
     return int(text)
 
 
-def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...]) -> dict[str, Any]:
     from featcache.datasets import load_dataset
 
     if arguments.workers is not None and arguments.workers < 0:
@@ -111,16 +129,22 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         batch_size=arguments.batch_size or (256 if device.type == "cuda" else 16),
         workers=_workers(dataset) if arguments.workers is None else arguments.workers,
         strict=arguments.strict,
+        augmentation=_augmentation(arguments),
+        max_gb=arguments.max_gb,
+        command=given,
     )
     end = backbone.staged.stages[(embedding.cut or 0) - 1]
-    shape = " x ".join(str(n) for n in end.shape)
+    shape = " x ".join(str(n) for n in embedding.row_shape)
     console.note(
         f"backbone {backbone.name}, weights {backbone.weights['name']}, {backbone.preprocessing.image_size} px, up to "
         f"{end.name}: {shape} features in {embedding.storage}"
     )
     console.note(f"device {device} ({device_name(device)}), precision {embedding.precision}, engine eager")
+    console.note(f"the features of {len(dataset):,} images take {embedding.feature_bytes:,} bytes")
     with console.progress("embedding", "images") as progress:
-        embedded = embedding.run(on_progress=progress, on_wait=lambda: _waiting(console, embedding))
+        embedded = embedding.run(
+            on_progress=progress, on_wait=lambda holder: _waiting(console, embedding, holder), on_note=console.note
+        )
     _tell(console, embedded)
     return {
         "cache": str(embedded.cache.path),
@@ -132,8 +156,21 @@ def _embed(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def _waiting(console: Console, embedding: Embedding) -> None:
-    console.note(f"another process is building {embedding.path}; waiting for it")
+def _augmentation(arguments: argparse.Namespace) -> Augmentation | None:
+    from featcache.augmentation import Augmentation
+
+    given = {"crop_scale": arguments.crop_scale, "flip": arguments.flip}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if arguments.views == 0:
+        if chosen:
+            raise UsageError("--crop-scale and --flip shape augmented views: ask for some with --views K")
+        return None
+    return Augmentation(views=arguments.views, seed=arguments.seed, **chosen)
+
+
+def _waiting(console: Console, embedding: Embedding, holder: str) -> None:
+    who = f"process {holder}" if holder.isdecimal() else "another process"
+    console.note(f"{who} is building {embedding.path}; waiting for it")
 
 
 def _workers(dataset: ImageDataset) -> int:

@@ -15,19 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache import layout
+from featcache import layout, pictures
+from featcache.augmentation import Augmentation
 from featcache.backbones import Backbone
-from featcache.batches import BatchReader
+from featcache.batches import Batch, BatchReader, views
 from featcache.builder import CacheBuilder
 from featcache.cache import Cache
+from featcache.canary import Canary, compare, stored_canary
 from featcache.datasets import ImageDataset
-from featcache.disk import building
 from featcache.errors import CacheError, UserError
+from featcache.images import decode
+from featcache.locks import building
 from featcache.machine import device_name, full_fp32, versions
 from featcache.plan import Plan, PlannedRows
 
-#: Rows that are written together: the smallest multiple of the batch from here on.
-MIN_BLOCK_ROWS = 256
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,7 +39,7 @@ class Embedded:
     Attributes:
         cache: the sealed cache.
         rows: in all its splits.
-        rows_reused: of these, the ones that were there before.
+        rows_reused: of these, the ones that were there before, in this cache or another.
         rows_damaged: of these, the ones without features.
         seconds: of this call's work.
         images_per_s: of the rows that it embedded; 0 where there were none.
@@ -66,6 +67,9 @@ class Embedding:
         batch_size: images a forward pass; the last batch of a split is padded to it.
         workers: processes that decode; 0 decodes in this one.
         strict: whether a damaged image is an error; otherwise its row is marked and the work goes on.
+        augmentation: how augmented views are drawn, which are cached beside the plain one.
+        max_gb: the most that the features may take, in units of 10^9 bytes.
+        command: how this was asked for, recorded so that an interrupted build can be gone on with.
     """
 
     dataset: ImageDataset
@@ -78,25 +82,53 @@ class Embedding:
     batch_size: int = 64
     workers: int = 0
     strict: bool = False
+    augmentation: Augmentation | None = None
+    max_gb: float | None = None
+    command: tuple[str, ...] = ()
 
     @cached_property
     def plan(self) -> Plan:
         """What the cache will hold; every image is read once for its digest."""
-        stages = self.backbone.staged.stages
-        encoder = self.backbone.encoder(cut=self.cut, precision=self.precision, storage=self.storage)
         splits = {}
         for name, split in self.dataset.splits.items():
             if not split.ids:
                 raise UserError(f"{self.dataset.name}: no images left in {name}; choose more, or leave the split out")
             splits[name] = PlannedRows(split.ids, split.labels, split.images.digests())
         return Plan(
-            encoder=encoder,
+            encoder=self.encoder,
             class_names=self.dataset.class_names,
             splits=splits,
             source={"dataset": self.dataset.name, "selection": self.dataset.selection},
-            feature_shape=stages[(self.cut or len(stages)) - 1].shape,
-            block_rows=self.batch_size * -(-MIN_BLOCK_ROWS // self.batch_size),
+            feature_shape=self.row_shape,
         )
+
+    @cached_property
+    def encoder(self) -> dict[str, Any]:
+        """How images become features; see ``Backbone.encoder``."""
+        return self.backbone.encoder(
+            cut=self.cut, precision=self.precision, storage=self.storage, augmentation=self.augmentation
+        )
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of one row's features; with views, these come first."""
+        stages = self.backbone.staged.stages
+        shape = stages[(self.cut or len(stages)) - 1].shape
+        return (self._n_views, *shape) if self.augmentation else shape
+
+    @property
+    def feature_bytes(self) -> int:
+        """What the features of all rows take."""
+        return layout.n_bytes(np.dtype(self.storage), (len(self.dataset), *self.row_shape))
+
+    @property
+    def _n_views(self) -> int:
+        return 1 + (self.augmentation.views if self.augmentation else 0)
+
+    @property
+    def _group_rows(self) -> int:
+        """Rows whose views go through the trunk together."""
+        return max(1, self.batch_size // self._n_views)
 
     @property
     def path(self) -> Path:
@@ -115,28 +147,38 @@ class Embedding:
         self,
         *,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-        on_wait: Callable[[], None] = lambda: None,
+        on_wait: Callable[[str], None] = lambda holder: None,
+        on_note: Callable[[str], None] = lambda note: None,
     ) -> Embedded:
         """Embed what is not there yet and seal the cache.
 
         Args:
             on_progress: called with the rows done and all rows, once for what was there and after every batch.
-            on_wait: called once where another process is building the same cache.
+            on_wait: called once, with its process id, where another process is building the same cache.
+            on_note: called with sentences for the user.
 
         Raises:
-            UserError: the folder can't be written, the disk is full, an image changed meanwhile, a feature does not fit
-                float16, or, with ``strict``, an image is damaged.
+            UserError: the folder can't be written, the disk is full, the features would take more than ``max_gb``, an
+                image changed meanwhile, a feature does not fit float16, or, with ``strict``, an image is damaged.
+            CacheError: there is such a cache, but today's stack makes other features (see ``featcache.canary``).
         """
         begun = time.perf_counter()
         rows = len(self.dataset)
+        if self.max_gb is not None and self.feature_bytes > self.max_gb * 1e9:
+            needed = f"{rows:,} rows of {' x '.join(map(str, self.row_shape))} take {self.feature_bytes / 1e9:.2f} GB"
+            raise UserError(
+                f"{needed}, more than --max-gb {self.max_gb:g}: raise it, or choose fewer rows or a later cut"
+            )
         assert self.plan.fingerprint  # reads every image for its digest; part of the time that is told
         cache, embedded = self.finished(), 0
         if cache is None:
             with building(self.path, on_wait=on_wait):
                 cache = self.finished()  # another process may have made it meanwhile
                 if cache is None:
-                    embedded = self._build(rows, on_progress)
+                    embedded = self._build(rows, on_progress, on_note)
                     cache = Cache.open(self.path)
+        if not embedded:
+            self._refuse_drift(cache)
         seconds = time.perf_counter() - begun
         return Embedded(
             cache=cache,
@@ -147,19 +189,51 @@ class Embedding:
             images_per_s=round(embedded / seconds, 1),
         )
 
-    def _build(self, rows: int, on_progress: Callable[[int, int], None]) -> int:
+    def _refuse_drift(self, cache: Cache) -> None:
+        drift = compare(stored_canary(cache), self.canary(), precision=self.precision)
+        if drift.is_drift:
+            before, now = cache.provenance["versions"], versions()
+            others = ", ".join(
+                f"{name} {before.get(name)} then, {now.get(name)} now" for name in now if before.get(name) != now[name]
+            )
+            raise CacheError(
+                f"{cache.path}: today's stack makes other features than it holds: {drift}"
+                f"{'; ' + others if others else ''}; delete it to embed anew, or go back to what made it"
+            )
+
+    def canary(self) -> Canary:
+        """What this stack makes of the pictures that ship with the package."""
+        read = pictures.read()
+        digests = np.stack([np.frombuffer(layout.digest(data), np.uint8) for data in read])
+        images = views([decode(data) for data in read], digests, self.backbone.preprocessing, self.augmentation)
+        trunk = self.backbone.staged.trunk(self.cut).to(self.device)
+        starts = range(0, len(images), self._group_rows)
+        features = np.concatenate([self._forward(trunk, images[i : i + self._group_rows]) for i in starts])
+        pixels = np.stack([np.frombuffer(layout.digest(image.numpy()), np.uint8) for image in images.contiguous()])
+        return Canary(pictures.names(), self._fitting(features), pixels)
+
+    def _build(self, rows: int, on_progress: Callable[[int, int], None], on_note: Callable[[str], None]) -> int:
         begun = time.perf_counter()
-        builder = CacheBuilder.create_or_resume(self.path, self.plan, self._provenance())
+        builder = CacheBuilder.create_or_resume(self.path, self.plan, self._provenance(), self.canary())
+        embedded = 0
         try:
-            pending = {split: builder.pending(split) for split in self.plan.splits}
-            todo = sum(stop - start for blocks in pending.values() for start, stop in blocks)
-            on_progress(rows - todo, rows)
-            for split, start, features, damaged in self._blocks(pending, lambda n: on_progress(rows - todo + n, rows)):
-                self._write(builder, split, start, features, damaged)
+            for note in (builder.note, *builder.known.drifted):
+                if note:
+                    on_note(note)
+            while todo := builder.pending():
+                done = rows - todo
+                on_progress(done, rows)
+                for copied in builder.copy():
+                    done += copied
+                    on_progress(done, rows)
+                for batch, features in self._embedded(builder.groups(self._group_rows)):
+                    taken = self._put(builder, batch, features)
+                    done, embedded = done + taken, embedded + taken
+                    on_progress(done, rows)
             builder.seal(seconds=time.perf_counter() - begun)
         finally:
             builder.close(seconds=time.perf_counter() - begun)
-        return todo
+        return embedded
 
     def _provenance(self) -> dict[str, Any]:
         return {
@@ -171,46 +245,31 @@ class Embedding:
             "hardware": {"machine": platform.machine(), "device": str(self.device), "name": device_name(self.device)},
             "versions": versions(),
             "trunk_parameters": sum(stage.n_parameters for stage in self.backbone.staged.stages[: self.cut]),
+            "command": list(self.command),
+            "working_folder": str(Path.cwd()),
         }
 
-    def _blocks(
-        self, pending: dict[str, list[tuple[int, int]]], on_rows: Callable[[int], None]
-    ) -> Iterator[tuple[str, int, NDArray[np.float32], dict[int, str]]]:
-        """The split, first row, features and damages of each pending block; ``on_rows`` hears of every batch."""
+    def _embedded(self, groups: list[tuple[str, NDArray[np.int64]]]) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
+        """Each group as read, and its features."""
         trunk = self.backbone.staged.trunk(self.cut).to(self.device)
-        parts: list[NDArray[np.float32]] = []
-        damaged: dict[int, str] = {}
-        done = 0
-        ends = {split: {stop for _, stop in blocks} for split, blocks in pending.items()}
-        for batch in self._reader(pending).batches(workers=self.workers, pin_memory=self.device.type == "cuda"):
+        reader = BatchReader(
+            images={name: split.images for name, split in self.dataset.splits.items()},
+            content={name: rows.content for name, rows in self.plan.splits.items()},
+            groups=groups,
+            preprocessing=self.backbone.preprocessing,
+            augmentation=self.augmentation,
+        )
+        for batch in reader.batches(workers=self.workers, pin_memory=self.device.type == "cuda"):
             if batch.changed is not None:
                 name = self.plan.splits[batch.split].ids[batch.changed]
                 raise UserError(f"{name} changed while it was being embedded; embed again")
-            parts.append(self._forward(trunk, batch.images)[: batch.stop - batch.start])
-            damaged |= batch.damaged
-            done += batch.stop - batch.start
-            if batch.stop in ends[batch.split]:
-                features = np.concatenate(parts)
-                yield batch.split, batch.stop - len(features), features, damaged
-                parts, damaged = [], {}
-            on_rows(done)
-
-    def _reader(self, pending: dict[str, list[tuple[int, int]]]) -> BatchReader:
-        return BatchReader(
-            images={split: self.dataset.splits[split].images for split in pending},
-            content={split: rows.content for split, rows in self.plan.splits.items()},
-            ranges=tuple(
-                (split, first, min(first + self.batch_size, stop))
-                for split, blocks in pending.items()
-                for start, stop in blocks
-                for first in range(start, stop, self.batch_size)
-            ),
-            preprocessing=self.backbone.preprocessing,
-        )
+            yield batch, self._forward(trunk, batch.images)
 
     def _forward(self, trunk: torch.nn.Module, images: Tensor) -> NDArray[np.float32]:
-        """(n, 1 or 3, S, S) uint8 to (batch_size, …) float32; every pass has the same shape."""
-        padding = self.batch_size - len(images)
+        """(n, V, 1 or 3, S, S) uint8 to (n, *row_shape) float32; every pass has the same shape."""
+        n_rows = len(images)
+        images = images.flatten(0, 1)
+        padding = self._group_rows * self._n_views - len(images)
         if padding:
             images = torch.cat([images, images.new_zeros(padding, *images.shape[1:])])
         images = self.backbone.preprocessing.normalise(images.to(self.device, non_blocking=True))
@@ -218,25 +277,27 @@ class Embedding:
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         with torch.inference_mode(), full_fp32(), autocast:
             features = trunk(images)
-        return features.float().cpu().numpy()
+        shape = (self._group_rows, *self.row_shape)
+        return features.float().cpu().numpy().reshape(shape)[:n_rows]
 
-    def _write(
-        self, builder: CacheBuilder, split: str, start: int, features: NDArray[np.float32], damaged: dict[int, str]
-    ) -> None:
-        ids = self.plan.splits[split].ids
-        if damaged and self.strict:
-            row, message = min(damaged.items())
-            raise UserError(f"{ids[row]}: {message}; mend or remove it, or go without --strict")
+    def _put(self, builder: CacheBuilder, batch: Batch, features: NDArray[np.float32]) -> int:
+        ids = [self.plan.splits[batch.split].ids[row] for row in batch.rows.tolist()]
+        if batch.damaged and self.strict:
+            position, message = min(batch.damaged.items())
+            raise UserError(f"{ids[position]}: {message}; mend or remove it, or go without --strict")
         status = np.full(len(features), layout.OK, np.uint8)
         flat = features.reshape(len(features), -1)
         status[~np.isfinite(flat).all(axis=1)] = layout.NOT_FINITE
-        status[[row - start for row in damaged]] = layout.DAMAGED
+        status[list(batch.damaged)] = layout.DAMAGED
         features[status != layout.OK] = 0
-        limit = np.finfo(self.storage).max
-        if np.abs(features).max() > limit:
-            raise UserError(
-                f"a feature of {np.abs(features).max():.3g} is beyond {self.storage}: take --storage float32"
-            )
-        errors = {ids[start + int(row)]: layout.STATUS_NAMES[layout.NOT_FINITE] for row in np.flatnonzero(status == 2)}
-        errors |= {ids[row]: message for row, message in damaged.items()}
-        builder.write(split, start, features.astype(self.storage), status, errors)
+        not_finite = np.flatnonzero(status == layout.NOT_FINITE).tolist()
+        errors = {ids[position]: layout.STATUS_NAMES[layout.NOT_FINITE] for position in not_finite}
+        errors |= {ids[position]: message for position, message in batch.damaged.items()}
+        return builder.put(batch.split, batch.rows, self._fitting(features), status, errors)
+
+    def _fitting(self, features: NDArray[np.float32]) -> NDArray[Any]:
+        """Features in the type that the cache stores."""
+        largest = np.abs(features, where=np.isfinite(features), out=np.zeros_like(features)).max()
+        if largest > np.finfo(self.storage).max:
+            raise UserError(f"a feature of {largest:.3g} is beyond {self.storage}: take --storage float32")
+        return features.astype(self.storage)

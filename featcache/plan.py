@@ -47,7 +47,6 @@ class Plan:
         splits: the rows, by split.
         source: JSON on where the rows came from; its ``dataset`` names the data set.
         feature_shape: of one row's features.
-        block_rows: rows that are written and checksummed together.
     """
 
     encoder: Mapping[str, Any]
@@ -55,7 +54,6 @@ class Plan:
     splits: Mapping[str, PlannedRows]
     source: Mapping[str, Any]
     feature_shape: tuple[int, ...]
-    block_rows: int
 
     @property
     def fingerprint(self) -> str:
@@ -69,5 +67,32 @@ class Plan:
         return "".join(c if c.isalnum() or c in "._-" else "_" for c in words) + ".h5"
 
     @property
-    def feature_dtype(self) -> np.dtype[Any]:
-        return np.dtype(str(self.encoder["storage"])).newbyteorder("<")
+    def block_rows(self) -> int:
+        """Rows that share a checksum."""
+        return layout.block_rows(layout.n_bytes(np.dtype(self.encoder["storage"]), self.feature_shape))
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The root attributes of the file, as JSON values."""
+        return {
+            "format": layout.FORMAT,
+            "format_version": layout.FORMAT_VERSION,
+            "encoder": layout.canonical_json(self.encoder),
+            "encoder_fingerprint": self.encoder_fingerprint,
+            "class_names": list(self.class_names),
+            "block_rows": self.block_rows,
+        }
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        return layout.fingerprint(self.encoder)
+
+    def data_sets(self, canary_ids: tuple[str, ...]) -> layout.DataSets:
+        """The type and shape of each data set of the file, by path."""
+        shared: dict[str, Any] = {"feature_shape": self.feature_shape, "storage": str(self.encoder["storage"])}
+        id_size = max(len(name.encode()) for name in canary_ids)
+        parts = {"canary": layout.canary_data_sets(len(canary_ids), id_size=id_size, **shared)}
+        for name, rows in self.splits.items():
+            id_size = rows.encoded_ids.dtype.itemsize
+            parts[name] = layout.split_data_sets(len(rows.ids), id_size=id_size, block_rows=self.block_rows, **shared)
+        return {f"{group}/{name}": part for group, each in parts.items() for name, part in each.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from zlib import crc32
 
@@ -26,6 +26,14 @@ QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "-
 torch.set_num_threads(1)
 
 HYMENOPTERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera_data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered of accepted files and of digests stays out of the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("memory")))
+        yield
 
 
 @pytest.fixture

@@ -19,13 +19,14 @@ from featcache.errors import CacheError
 
 def test_plain_h5py_reads_it(cache: Cache) -> None:
     with h5py.File(cache.path) as file:
-        assert file.attrs["format"] == "featcache"
+        assert file.attrs["format"] == b"featcache"
         assert file.attrs["format_version"] == layout.FORMAT_VERSION
         assert [name.decode() for name in file.attrs["class_names"]] == ["green", "red"]
         assert json.loads(file.attrs["encoder"]) == cache.encoder
         provenance = json.loads(file["provenance"][()])
         assert provenance["sealed"] is True
         train = file["train"]
+        assert set(file) == {"provenance", "canary", "train", "test"}
         assert set(train) == {*layout.CHECKED, "errors", "checksums"}
         assert train["features"].shape == (40, 512)
         assert train["features"].dtype == np.float16
@@ -88,7 +89,7 @@ def test_other_files_are_refused(cache: Cache, tmp_path: Path) -> None:
     shutil.copy(cache.path, other)
     with h5py.File(other, "r+") as file:
         file.attrs["format_version"] = 99
-    with pytest.raises(CacheError, match="format version 99, but this is featcache for version 1; upgrade"):
+    with pytest.raises(CacheError, match="format version 99, but this is featcache for version 2; upgrade"):
         Cache.open(other)
 
 

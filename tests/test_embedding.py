@@ -14,12 +14,11 @@ import torch
 
 from featcache import embedding as embedding_module
 from featcache.backbones import Backbone, load_backbone
-from featcache.builder import CacheBuilder
 from featcache.cache import Cache
 from featcache.datasets import ArrayImages, ImageDataset, Split, load_dataset
-from featcache.disk import building
 from featcache.embedding import Embedding
 from featcache.errors import UserError
+from featcache.locks import building, partial_path
 from featcache.machine import choose_device
 
 Embed = Callable[..., Embedding]
@@ -41,7 +40,7 @@ def logical(cache: Cache) -> dict[str, bytes]:
     parts = {}
     for name, split in cache.splits.items():
         for data_set, stored in split.stored.items():
-            parts[f"{name}/{data_set}"] = stored.map().tobytes()
+            parts[f"{name}/{data_set}"] = stored.read().tobytes()
     return parts
 
 
@@ -74,7 +73,7 @@ def test_rows_are_the_trunks_output_for_their_images(folder: Path, embed: Embed,
 def test_the_second_run_runs_nothing(folder: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
     first = embed(folder).run()
     assert (first.rows, first.rows_reused) == (52, 0)
-    monkeypatch.setattr(Embedding, "_forward", None)
+    monkeypatch.setattr(embedding_module, "BatchReader", None)  # only the canary is embedded
     second = embed(folder).run()
     assert (second.rows, second.rows_reused, second.images_per_s) == (52, 52, 0)
     assert second.seconds < 1
@@ -132,18 +131,24 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(embed: Embed, tmp_path: 
     assert not list(resumed.cache.path.parent.glob(".*partial*"))
 
 
-def test_a_partial_file_of_another_batch_size_is_begun_anew(embed: Embed) -> None:
+def test_a_file_in_the_making_of_another_batch_size_is_begun_anew_with_its_rows(embed: Embed) -> None:
     with pytest.raises(Stop):
         embed(arrays(700)).run(on_progress=stop_after(520))
-    assert embed(arrays(700), batch_size=16).run().rows_reused == 0
+    notes: list[str] = []
+    embedded = embed(arrays(700), batch_size=16).run(on_note=notes.append)
+    assert embedded.rows_reused == 512
+    assert "is begun anew: its batch is 8, and now it is 16" in notes[0]
+    (source,) = embedded.cache.provenance["reused"]
+    assert source["batch"] == 8
+    assert np.bincount(embedded.cache.splits["train"].origin).tolist() == [188, 512]
+    assert not list(embedded.cache.path.parent.glob(".*.partial"))
 
 
 def test_a_block_that_was_torn_is_done_again(embed: Embed) -> None:
     with pytest.raises(Stop):
         embed(arrays(700)).run(on_progress=stop_after(520))
-    (partial,) = embed(arrays(700)).path.parent.glob(".*.partial")
-    plan = embed(arrays(700)).plan
-    stored = CacheBuilder(embed(arrays(700)).path, partial, plan)._stored["train"]["features"]
+    partial = partial_path(embed(arrays(700)).path)
+    stored = Cache.open_unsealed(partial).splits["train"].stored["features"]
     with partial.open("r+b") as file:
         file.seek(stored.offset + 300 * 1024)
         file.write(b"\xff\xff")
@@ -153,7 +158,7 @@ def test_a_block_that_was_torn_is_done_again(embed: Embed) -> None:
 def test_junk_under_the_partial_name_is_replaced(embed: Embed, folder: Path) -> None:
     path = embed(folder).path
     path.parent.mkdir()
-    path.with_name(f".{path.name}.partial").write_bytes(b"junk")
+    partial_path(path).write_bytes(b"junk")
     assert embed(folder).run().rows_reused == 0
 
 
@@ -235,9 +240,11 @@ def test_another_builder_is_waited_for(embed: Embed, folder: Path) -> None:
     other = context.Process(target=hold, args=(work.path, held, 1.0))
     other.start()
     held.wait()
-    waits: list[float] = []
-    work.run(on_wait=lambda: waits.append(time.monotonic()))
-    waited = time.monotonic() - waits[0]
+    waits: list[tuple[str, float]] = []
+    work.run(on_wait=lambda holder: waits.append((holder, time.monotonic())))
+    ((holder, since),) = waits
+    assert holder == str(other.pid)
+    waited = time.monotonic() - since
     other.join()
     assert waited > 0.3
 

@@ -1,0 +1,115 @@
+"""A file's path in, its structure out; a file that this user has not accepted before is parsed in a child process.
+
+HDF5's library can crash, hang or take all memory on hostile metadata. The child has limits on time and memory, and its
+death is an error of one line. A file is accepted once its root digest was compared, and recognised by device, inode,
+size and time of change; a copy of it, or a change to it, makes it unknown again. What was accepted is remembered below
+``$XDG_CACHE_HOME/featcache`` (``~/.cache/featcache``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from featcache import layout
+from featcache.errors import CacheError
+from featcache.stored import CacheFile
+from featcache.structure import Structure, from_json, read_structure, to_json
+
+#: Limits of the child that parses an unknown file.
+MEMORY_BYTES = 4 << 30
+CPU_SECONDS = 20
+WALL_SECONDS = 60
+
+_CHILD = "from featcache.acceptance import child; child()"
+#: What HDF5 and h5py raise for files that they refuse.
+REFUSALS = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
+
+
+def structure_of(file: CacheFile) -> Structure:
+    """Parse a cache file, here or in a child.
+
+    Raises:
+        CacheError: it is not as FORMAT.md says, or parsing it ended the child.
+    """
+    if not is_accepted(file):
+        return _from_child(file.path)
+    try:
+        return read_structure(file.path)
+    except REFUSALS as error:
+        raise refused(file.path, error) from error
+
+
+def refused(path: Path, error: BaseException) -> CacheError:
+    """The one line for what HDF5 says of a file."""
+    reason = " ".join(str(error).split())[:160]
+    return CacheError(f"{path}: cut off, damaged, or no feature cache ({reason}); embed again")
+
+
+def is_accepted(file: CacheFile) -> bool:
+    """Whether this user has accepted this very file."""
+    return _mark(file).is_file()
+
+
+def accept(file: CacheFile, root_digest: str) -> None:
+    """Remember a file whose root digest was compared; where that can't be written, it is parsed in a child again."""
+    mark = _mark(file)
+    with suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(root_digest + "\n")
+
+
+def _mark(file: CacheFile) -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "featcache", "accepted", layout.fingerprint(list(file.identity)))
+
+
+def _from_child(path: Path) -> Structure:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), *filter(None, sys.path)]),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", _CHILD, str(path)]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=WALL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CacheError(f"{path}: HDF5 did not finish parsing it in {WALL_SECONDS} s: damaged, or hostile") from error
+    if done.returncode < 0:
+        with suppress(ValueError):
+            name = signal.Signals(-done.returncode).name
+            raise CacheError(f"{path}: parsing it ended a child process ({name}): damaged, or hostile; embed again")
+    try:
+        told = json.loads(done.stdout)
+        if "error" in told:
+            raise CacheError(str(told["error"]))
+        return from_json(done.stdout)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(done.stderr.decode(errors="replace").split())[-160:]
+        raise CacheError(f"{path}: could not be parsed in a child process ({reason})") from error
+
+
+def child() -> None:
+    """The child process: parse ``argv[1]`` within limits, print its structure or the error as JSON."""
+    import resource
+
+    for limit, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CPU, CPU_SECONDS),
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+    ):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(limit, (value, value))
+    path = Path(sys.argv[1])
+    try:
+        print(to_json(read_structure(path)))
+    except CacheError as error:
+        print(json.dumps({"error": str(error)}))
+    except REFUSALS as error:
+        print(json.dumps({"error": str(refused(path, error))}))

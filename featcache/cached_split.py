@@ -1,0 +1,206 @@
+"""Where one split's data sets lie in, its rows out: every block compared with its checksum before it is handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache import layout
+from featcache.errors import CacheError
+from featcache.stored import Stored
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A block that does not match its checksum: rows ``start`` to ``stop`` - 1 of a split's data set."""
+
+    split: str
+    data_set: str
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"/{self.split}/{self.data_set}, rows {self.start} to {self.stop - 1}, do not match their checksum"
+
+
+class CachedSplit:
+    """One split of a cache. Safe to send to other processes and to read in many at once.
+
+    Attributes:
+        name: ``train``, ``val`` or ``test``.
+        row_shape: of one row's features: (D,) or (C, H, W), with views (V, D) or (V, C, H, W).
+        features: (N, *row_shape) float16 or float32, mapped, not checked; ``read`` and ``load`` check.
+        labels: (N,) int64, -1 where unlabelled.
+        ids: (N,) relative paths or indices, unique in the split.
+        content: (N, 16) uint8 digests of the source bytes.
+        status: (N,) uint8, 0 where the row has features.
+        origin: (N,) uint8, 0 where the row was embedded for this file, else which of the provenance's ``reused`` caches
+            it was copied from, counted from 1.
+        errors: by id, why a row has none (the first 1,024 of them).
+    """
+
+    def __init__(self, name: str, stored: Mapping[str, Stored], block_rows: int) -> None:
+        self.name = name
+        self.stored = stored
+        self.block_rows = block_rows
+        self.row_shape = stored["features"].shape[1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: vars(self)[key] for key in ("name", "stored", "block_rows", "row_shape")}
+
+    def __len__(self) -> int:
+        return self.stored["labels"].shape[0]
+
+    @cached_property
+    def checksums(self) -> Array:
+        return self.stored["checksums"].read()
+
+    @cached_property
+    def features(self) -> Array:
+        return self.stored["features"].map()
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        return self._whole("labels")
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        path = self.stored["ids"].file.path
+        try:
+            ids = tuple(name.decode() for name in self._whole("ids").tolist())
+        except UnicodeDecodeError as error:
+            raise CacheError(f"{path}: /{self.name}/ids are not UTF-8") from error
+        for name in ids:
+            if not name or name.startswith("/") or ".." in name.split("/"):
+                raise CacheError(
+                    f"{path}: /{self.name}/ids holds {name!r}; expected a path below the data set's folder"
+                )
+        if len(set(ids)) < len(ids):
+            raise CacheError(f"{path}: /{self.name}/ids are not unique")
+        return ids
+
+    @cached_property
+    def content(self) -> NDArray[np.uint8]:
+        return self._whole("content")
+
+    @cached_property
+    def status(self) -> NDArray[np.uint8]:
+        return self._whole("status")
+
+    @cached_property
+    def origin(self) -> NDArray[np.uint8]:
+        return self._whole("origin")
+
+    @cached_property
+    def errors(self) -> dict[str, str]:
+        records = self.stored["errors"].read()
+        return {
+            record["id"].decode(errors="replace"): record["message"].decode(errors="ignore")
+            for record in records
+            if record["id"]
+        }
+
+    def usable(self) -> NDArray[np.int64]:
+        """Indices of the rows that have features and a label."""
+        return np.flatnonzero((self.status == layout.OK) & (self.labels >= 0))
+
+    def load(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Like ``read``, in float32."""
+        return self._gather(rows, np.dtype(np.float32), check=True)
+
+    def read(self, rows: NDArray[np.int64] | None = None, *, check: bool = True) -> Array:
+        """Features of some rows.
+
+        Args:
+            rows: indices in any order; None takes all rows.
+            check: whether to compare the blocks that hold them with their checksums.
+
+        Returns:
+            (len(rows), *row_shape) in memory, in the type of the file.
+
+        Raises:
+            IndexError: there is no such row.
+            CacheError: a block that holds one of the rows does not match its checksum.
+        """
+        return self._gather(rows, self.stored["features"].dtype, check=check)
+
+    def damages(self, wanted: Iterable[int] | None = None) -> Iterator[Damage]:
+        """The blocks, of all or of those wanted, that do not match their checksums; reads all of them."""
+        wanted = range(len(self.checksums)) if wanted is None else list(wanted)
+        for data_set in layout.CHECKED:
+            told = np.ascontiguousarray(self.checksums[data_set]).tobytes()
+            for block, values in self.blocks(data_set, wanted, check=False):
+                if layout.checksum(values) != _of_block(told, block):
+                    yield Damage(self.name, data_set, *self.rows_of(block))
+
+    def rows_of(self, block: int) -> tuple[int, int]:
+        """The first row of a block and the one after its last."""
+        return block * self.block_rows, min((block + 1) * self.block_rows, len(self))
+
+    def blocks(
+        self, data_set: str, wanted: Iterable[int] | None = None, *, into: Array | None = None, check: bool = True
+    ) -> Iterator[tuple[int, Array]]:
+        """The number and the values of each block, checked before it is handed out.
+
+        Args:
+            data_set: its name.
+            wanted: numbers of blocks; None takes all.
+            into: an array for all rows that takes the values; without it each block replaces the one before.
+            check: whether to compare with the checksums.
+        """
+        stored = self.stored[data_set]
+        told = np.ascontiguousarray(self.checksums[data_set]).tobytes() if check else b""
+        buffer = (
+            into if into is not None else np.empty((min(self.block_rows, len(self)), *stored.shape[1:]), stored.dtype)
+        )
+        for block in range(len(self.checksums)) if wanted is None else wanted:
+            start, stop = self.rows_of(block)
+            values = buffer[start:stop] if into is not None else buffer[: stop - start]
+            stored.read_into(values, start)
+            if check and layout.checksum(values) != _of_block(told, block):
+                damage = Damage(self.name, data_set, start, stop)
+                raise CacheError(f"{stored.file.path}: {damage}; delete the file and embed again")
+            yield block, values
+
+    def _whole(self, data_set: str) -> Array:
+        values = np.empty(self.stored[data_set].shape, self.stored[data_set].dtype)
+        for _ in self.blocks(data_set, into=values):
+            pass
+        values.flags.writeable = False
+        return values
+
+    def _gather(self, rows: NDArray[np.int64] | None, dtype: np.dtype[Any], *, check: bool) -> Array:
+        if rows is None:
+            gathered = np.empty((len(self), *self.row_shape), dtype)
+            same = dtype == self.stored["features"].dtype
+            for block, values in self.blocks("features", into=gathered if same else None, check=check):
+                if not same:
+                    gathered[slice(*self.rows_of(block))] = values
+            return gathered
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"{self.name} has {len(self):,} rows; asked for rows {rows.min()} to {rows.max()}")
+        gathered = np.empty((len(rows), *self.row_shape), dtype)
+        if not len(rows):
+            return gathered
+        order = np.argsort(rows, kind="stable")
+        wanted, first = np.unique(rows[order] // self.block_rows, return_index=True)
+        ends = [*first[1:].tolist(), len(rows)]
+        spans = zip(first.tolist(), ends, strict=True)
+        for (block, values), (begin, end) in zip(
+            self.blocks("features", wanted.tolist(), check=check), spans, strict=True
+        ):
+            places = order[begin:end]
+            gathered[places] = values[rows[places] - block * self.block_rows]
+        return gathered
+
+
+def _of_block(told: bytes, block: int) -> bytes:
+    return told[block * layout.DIGEST_SIZE : (block + 1) * layout.DIGEST_SIZE]

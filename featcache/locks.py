@@ -1,0 +1,92 @@
+"""The path of a cache in; the right to build it out, which one process on this host has at a time.
+
+The locks are the kernel's (flock): a process that dies, or a machine that restarts, holds none. Two are taken, one
+beside the cache and one in the temporary folder of this host, so that a file system without locks does with the latter.
+Names bear the host's, so that nobody waits for a host that is gone: across hosts builders work privately.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from featcache import layout
+from featcache.disk import explained
+
+
+@cache
+def host() -> str:
+    """This host, in 8 hex digits."""
+    machine = b""
+    with suppress(OSError):
+        machine = Path("/etc/machine-id").read_bytes().strip()
+    return layout.digest(platform.node().encode() + b"\n" + machine).hex()[:8]
+
+
+def partial_path(path: Path) -> Path:
+    """Where this host builds a cache."""
+    return path.with_name(f".{path.name}.{host()}.partial")
+
+
+@contextmanager
+def building(path: Path, *, on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+    """Keep other builders of the same cache on this host out for the while; wait for one that is at work.
+
+    Args:
+        path: of the finished cache.
+        on_wait: called once, with the holder's process id where it is known, where another process is at work.
+    """
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        locks = [path.with_name(f".{path.name}.{host()}.lock"), _in_temporary_folder(path)]
+        with ExitStack() as held:
+            for lock in locks:
+                if lock:
+                    held.enter_context(_locked(lock, on_wait))
+            yield
+
+
+def is_building(path: Path) -> bool:
+    """Whether a process on this host is building this cache now."""
+    for lock in (path.with_name(f".{path.name}.{host()}.lock"), _in_temporary_folder(path)):
+        with suppress(OSError):
+            if lock:
+                with lock.open("rb") as file:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        return True
+    return False
+
+
+def _in_temporary_folder(path: Path) -> Path | None:
+    folder = Path(tempfile.gettempdir(), f"featcache-{os.getuid()}")
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid == os.getuid():
+            return folder / f"{layout.digest(os.fsencode(path.resolve())).hex()}.lock"
+    return None
+
+
+@contextmanager
+def _locked(lock: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait(os.pread(fd, 20, 0).decode(errors="replace").strip())
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
