@@ -2,8 +2,7 @@
 
 HDF5's library can crash, hang or take all memory on hostile metadata. The child has limits on time and memory, and its
 death is an error of one line. A file is accepted once its root digest was compared, and recognised by device, inode,
-size and time of change; a copy of it, or a change to it, makes it unknown again. What was accepted is remembered below
-``$XDG_CACHE_HOME/featcache`` (``~/.cache/featcache``).
+size and time of change; a copy of it, or a change to it, makes it unknown again.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from featcache import layout
+from featcache import layout, memory
 from featcache.errors import CacheError
 from featcache.stored import CacheFile
 from featcache.structure import Structure, from_json, read_structure, to_json
@@ -65,8 +64,7 @@ def accept(file: CacheFile, root_digest: str) -> None:
 
 
 def _mark(file: CacheFile) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home, "featcache", "accepted", layout.fingerprint(list(file.identity)))
+    return memory.folder() / "accepted" / layout.fingerprint(list(file.identity))
 
 
 def _from_child(path: Path) -> Structure:

@@ -35,6 +35,8 @@ Array = NDArray[Any]
 
 #: Seconds between two commits: what a kill can cost.
 COMMIT_SECONDS = 1.0
+#: Passes over a file that give up on blocks that never match.
+MAX_LOOKS = 10
 
 
 @dataclass
@@ -51,6 +53,7 @@ class CacheBuilder:
 
     Attributes:
         known: rows that other files hold.
+        done: rows that are there: in blocks that count, copied, or embedded since.
         note: what the user may want to know of how the build began; empty where there is nothing.
     """
 
@@ -60,6 +63,8 @@ class CacheBuilder:
         self.plan = plan
         self.known = known
         self.note = note
+        self.done = 0
+        self._looks = 0
         file = CacheFile(partial)
         self._structure = read_structure(partial)
         self.provenance = read_provenance(file, self._structure)
@@ -130,29 +135,34 @@ class CacheBuilder:
             builder.provenance["resumed_on"] = [*builder.provenance.get("resumed_on", ()), here]
         return builder
 
-    def pending(self) -> int:
-        """Look at every block: how many rows are in blocks without a checksum, or that do not match theirs."""
+    def look(self) -> bool:
+        """Compare every block with its checksum: whether some have none, or do not match theirs."""
         self.commit()
         self._open.clear()
+        self._looks += 1
+        if self._looks > MAX_LOOKS:
+            raise CacheError(f"{self.partial}: blocks do not read back as they were written; the disk may be failing")
         for name, split in self._splits.items():
             vars(split).pop("checksums", None)
             done = split.checksums["features"].any(axis=1)
             damaged = {damage.start // split.block_rows for damage in split.damages(np.flatnonzero(done).tolist())}
             self._pending[name] = {*np.flatnonzero(~done).tolist(), *damaged}
-        return sum(
+        pending = sum(
             stop - start
             for name, blocks in self._pending.items()
             for start, stop in map(self._splits[name].rows_of, blocks)
         )
+        self.done = sum(map(len, self._splits.values())) - pending
+        return pending > 0
 
-    def copy(self) -> Iterator[int]:
-        """Write the pending blocks whose rows all come from other files; gives the rows of each as it is done."""
+    def copy(self) -> Iterator[None]:
+        """Write the pending blocks whose rows all come from other files, one at each step."""
         for name, blocks in self._pending.items():
             for block in sorted(blocks):
                 start, stop = self._splits[name].rows_of(block)
                 if self._origins[name][start:stop].all() and self._opened(name, block):
                     self._finish(name, block)
-                    yield stop - start
+                    yield
 
     def groups(self, rows: int) -> list[tuple[str, NDArray[np.int64]]]:
         """The rows to embed, as many together as given; those in a pending block, and those in their group.
@@ -194,6 +204,7 @@ class CacheBuilder:
                 place = row - block * self.plan.block_rows
                 opened.features[place], opened.status[place] = features[position], status[position]
                 opened.missing.discard(row)
+                self.done += 1
                 taken += 1
                 if not opened.missing:
                     self._finish(name, block)
@@ -217,6 +228,7 @@ class CacheBuilder:
                 self._pending[name].discard(block)
                 return None
             features[here] = copied
+            self.done += len(here)
         opened = _OpenBlock(
             features, np.zeros(stop - start, np.uint8), set((start + np.flatnonzero(origin == 0)).tolist())
         )
@@ -273,7 +285,7 @@ class CacheBuilder:
         Returns:
             The path of the sealed cache.
         """
-        assert self.pending() == 0  # has compared every block with its checksum
+        assert not any(self._pending.values())  # the last look has compared every block with its checksum
         sealed = {**self.provenance, "sealed": True, "created": _now(), "cost": self._cost(seconds)}
         sealed["root_digest"] = stored_root_digest(self._structure, sealed, self._stored)
         with explained(self.path.parent):

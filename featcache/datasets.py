@@ -14,6 +14,7 @@ from featcache import images
 from featcache.errors import UserError, one_of
 from featcache.images import DamagedImageError, Pixels, stack_digests
 from featcache.layout import DIGEST_SIZE, digest
+from featcache.memory import remembered_digests
 from featcache.subset import Subset, carve
 
 #: The share of a set with one split that becomes its test split.
@@ -82,14 +83,11 @@ class FileImages:
         return replace(self, names=tuple(self.names[row] for row in rows))
 
     def digests(self) -> NDArray[np.uint8]:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor() as pool:
-            return stack_digests(list(pool.map(self._digest, self.names)))
+        return remembered_digests(self.root, self.names, self._digest)
 
     def _digest(self, name: str) -> bytes:
         try:
-            return digest(images.read(self.root / name))
+            return images.file_digest(self.root / name)
         except DamagedImageError:
             return bytes(DIGEST_SIZE)
 

@@ -220,16 +220,13 @@ class Embedding:
             for note in (builder.note, *builder.known.drifted):
                 if note:
                     on_note(note)
-            while todo := builder.pending():
-                done = rows - todo
-                on_progress(done, rows)
-                for copied in builder.copy():
-                    done += copied
-                    on_progress(done, rows)
+            while builder.look():
+                on_progress(builder.done, rows)
+                for _ in builder.copy():
+                    on_progress(builder.done, rows)
                 for batch, features in self._embedded(builder.groups(self._group_rows)):
-                    taken = self._put(builder, batch, features)
-                    done, embedded = done + taken, embedded + taken
-                    on_progress(done, rows)
+                    embedded += self._put(builder, batch, features)
+                    on_progress(builder.done, rows)
             builder.seal(seconds=time.perf_counter() - begun)
         finally:
             builder.close(seconds=time.perf_counter() - begun)

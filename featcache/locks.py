@@ -70,7 +70,7 @@ def _in_temporary_folder(path: Path) -> Path | None:
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid == os.getuid():
-            return folder / f"{layout.digest(os.fsencode(path.resolve())).hex()}.lock"
+            return folder / f"{layout.digest(os.fsencode(path.resolve())).hex()}.{host()}.lock"
     return None
 
 

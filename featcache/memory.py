@@ -1,0 +1,94 @@
+"""What this user's featcache remembers between commands: which files it accepted, and which digests images had.
+
+All of it lies below ``$XDG_CACHE_HOME/featcache`` (``~/.cache/featcache``), can be deleted at any time, and is done
+without where it can't be written.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache import layout
+
+_ENTRY = np.dtype([("key", "V16"), ("content", "V16")])
+#: Entries that are kept for one folder beside those of its images.
+_MAX_OTHERS = 1_000_000
+#: A file that changed so recently may change again without its time showing it.
+_RACY_NS = 2_000_000_000
+
+
+def folder() -> Path:
+    """Where everything remembered lies."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "featcache")
+
+
+def remembered_digests(root: Path, names: Sequence[str], digest: Callable[[str], bytes]) -> NDArray[np.uint8]:
+    """The content digests of files, those of unchanged files from memory.
+
+    A file counts as unchanged while its name, size, times of modification and of change, device and inode are the same.
+
+    Args:
+        root: the folder.
+        names: relative paths of files in it.
+        digest: reads a file and gives its digest of 16 bytes.
+
+    Returns:
+        (N, 16) uint8.
+    """
+    path = folder() / "digests" / f"{layout.digest(os.fsencode(root.resolve())).hex()}"
+    known = _load(path)
+    now = time.time_ns()
+    with ThreadPoolExecutor() as pool:
+        marks = list(pool.map(lambda name: _mark(root, name, now), names, chunksize=256))
+        keys = np.frombuffer(b"".join(key for key, _ in marks), "V16")
+        places = np.minimum(np.searchsorted(known["key"], keys), max(0, len(known) - 1))
+        found = known["key"][places] == keys if len(known) else np.zeros(len(keys), bool)
+        contents = np.zeros(len(names), "V16")
+        contents[found] = known["content"][places[found]]
+        missing = np.flatnonzero(~found).tolist()
+        read = list(pool.map(digest, (names[i] for i in missing)))
+    if missing:
+        contents[missing] = np.frombuffer(b"".join(read), "V16")
+        settled = np.array([is_settled for _, is_settled in marks])
+        new = np.zeros(int(settled.sum()), _ENTRY)
+        new["key"], new["content"] = keys[settled], contents[settled]
+        others = known[~np.isin(np.arange(len(known)), places[found])]
+        _save(path, np.concatenate([new, others[:_MAX_OTHERS]]))
+    return contents.view(np.uint8).reshape(len(names), layout.DIGEST_SIZE)
+
+
+def _mark(root: Path, name: str, now: int) -> tuple[bytes, bool]:
+    """A digest of what tells whether a file is the same, and whether its times can be relied on."""
+    try:
+        status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118  a third of pathlib's time, for every image
+    except OSError:
+        return bytes(layout.DIGEST_SIZE), False
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    told = f"{status.st_dev},{status.st_ino},{status.st_size},{times},{name}"
+    return layout.digest(os.fsencode(told)), max(times) < now - _RACY_NS
+
+
+def _load(path: Path) -> NDArray[np.void]:
+    with suppress(OSError, ValueError):
+        data = path.read_bytes()
+        if layout.digest(data[layout.DIGEST_SIZE :]) == data[: layout.DIGEST_SIZE]:
+            return np.frombuffer(data, _ENTRY, offset=layout.DIGEST_SIZE)
+    return np.zeros(0, _ENTRY)
+
+
+def _save(path: Path, entries: NDArray[np.void]) -> None:
+    data = entries[np.argsort(entries["key"], kind="stable")].tobytes()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(layout.digest(data) + data)
+        os.replace(file.name, path)

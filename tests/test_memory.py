@@ -1,0 +1,98 @@
+"""Digests are remembered while a file is the same, and taken anew as soon as anything about it changes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache import layout, memory
+from featcache.memory import remembered_digests
+
+Files = tuple[Path, list[str], Callable[[str], bytes], list[str]]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """A folder of files that have settled, their names, a function that digests one, and the names it was called with."""
+    names = [f"{i}.bin" for i in range(10)]
+    for name in names:
+        (tmp_path / name).write_bytes(os.urandom(100))
+    read: list[str] = []
+
+    def digest(name: str) -> bytes:
+        read.append(name)
+        return layout.digest((tmp_path / name).read_bytes())
+
+    time.sleep(memory._RACY_NS / 1e9 + 0.1)
+    return tmp_path, names, digest, read
+
+
+def fresh(root: Path, names: list[str]) -> np.ndarray:
+    return np.stack([np.frombuffer(layout.digest((root / name).read_bytes()), np.uint8) for name in names])
+
+
+def test_only_what_changed_is_read_again(files: Files) -> None:
+    root, names, digest, read = files
+    np.testing.assert_array_equal(remembered_digests(root, names, digest), fresh(root, names))
+    assert sorted(read) == names
+    read.clear()
+    np.testing.assert_array_equal(remembered_digests(root, names[::-1], digest), fresh(root, names[::-1]))
+    assert read == []
+    (root / "3.bin").write_bytes(b"x" * 100)
+    (root / "new.bin").write_bytes(b"y")
+    os.replace(root / "4.bin", root / "5.bin")
+    left = [name for name in (*names, "new.bin") if name != "4.bin"]
+    np.testing.assert_array_equal(remembered_digests(root, left, digest), fresh(root, left))
+    assert sorted(read) == ["3.bin", "5.bin", "new.bin"]
+
+
+def test_a_change_that_keeps_size_and_modification_time_is_noticed(files: Files) -> None:
+    root, names, digest, read = files
+    remembered_digests(root, names, digest)
+    before = (root / "3.bin").stat()
+    (root / "3.bin").write_bytes(b"x" * 100)
+    os.utime(root / "3.bin", ns=(before.st_atime_ns, before.st_mtime_ns))
+    read.clear()
+    np.testing.assert_array_equal(remembered_digests(root, names, digest), fresh(root, names))
+    assert read == ["3.bin"]
+
+
+def test_a_file_that_has_just_been_written_is_not_relied_on(files: Files) -> None:
+    root, names, digest, read = files
+    (root / "3.bin").write_bytes(b"1" * 100)
+    remembered_digests(root, names, digest)
+    read.clear()
+    remembered_digests(root, names, digest)
+    assert read == ["3.bin"]
+
+
+def test_damaged_memory_is_passed_over(files: Files) -> None:
+    root, names, digest, read = files
+    remembered_digests(root, names, digest)
+    for path in (memory.folder() / "digests").iterdir():
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    read.clear()
+    np.testing.assert_array_equal(remembered_digests(root, names, digest), fresh(root, names))
+    assert sorted(read) == names
+
+
+def test_files_that_are_gone_are_left_to_the_reader(files: Files) -> None:
+    root, names, _, _ = files
+    found = remembered_digests(root, [*names, "gone.bin"], lambda name: bytes(16) if name == "gone.bin" else b"x" * 16)
+    assert not found[-1].any()
+    assert found[:-1].all()
+
+
+def test_memory_that_cannot_be_written_is_done_without(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, names, digest, read = files
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "0.bin"))
+    for _ in range(2):
+        np.testing.assert_array_equal(remembered_digests(root, names, digest), fresh(root, names))
+    assert len(read) == 2 * len(names)

@@ -1,0 +1,262 @@
+"""Rows that other caches of the same encoder hold are copied, by content; all others are embedded; none is stale."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+
+from featcache import embedding as embedding_module
+from featcache.backbones import Backbone, load_backbone
+from featcache.cache import Cache
+from featcache.datasets import ArrayImages, ImageDataset, Split, load_dataset
+from featcache.embedding import Embedding
+from featcache.errors import CacheError
+from featcache.locks import partial_path
+from featcache.subset import Subset
+
+Embed = Callable[..., Embedding]
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each forward pass was for, the canary's four left out."""
+    counted: list[int] = []
+    forward = Embedding._forward
+
+    def counting(self: Embedding, trunk: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
+        counted.append(len(images))
+        return forward(self, trunk, images)
+
+    canary = Embedding.canary
+
+    def uncounted(self: Embedding) -> object:
+        before = len(counted)
+        made = canary(self)
+        del counted[before:]
+        return made
+
+    monkeypatch.setattr(Embedding, "_forward", counting)
+    monkeypatch.setattr(Embedding, "canary", uncounted)
+    return counted
+
+
+def numbered(train: np.ndarray, n_test: int = 12) -> ImageDataset:
+    """Noise pictures in memory, one for each number."""
+    numbers = {"train": train, "test": np.arange(100_000, 100_000 + n_test)}
+    splits = {}
+    for name, chosen in numbers.items():
+        pixels = np.stack([np.random.default_rng(int(i)).integers(0, 256, (8, 8), dtype=np.uint8) for i in chosen])
+        splits[name] = Split(tuple(f"{name}/{i}" for i in chosen), chosen.astype(np.int64) % 2, ArrayImages(pixels))
+    return ImageDataset("noise", ("a", "b"), splits)
+
+
+def assert_equal_to_a_fresh_build(cache: Cache, work: Embedding, folder: Path) -> None:
+    fresh = replace(work, cache_dir=folder).run().cache
+    for name, split in fresh.splits.items():
+        reused = cache.splits[name]
+        assert reused.ids == split.ids
+        for part in ("labels", "content", "status"):
+            np.testing.assert_array_equal(getattr(reused, part), getattr(split, part))
+        np.testing.assert_allclose(reused.load(), split.load(), rtol=2e-3, atol=2e-3)
+    assert not cache.damages()
+
+
+def test_ten_images_more_are_ten_forward_passes(embed: Embed, forwards: list[int], tmp_path: Path) -> None:
+    first = embed(numbered(np.arange(10_000)), batch_size=64).run()
+    assert sum(forwards) == 10_012
+    forwards.clear()
+    work = embed(numbered(np.arange(10_010)), batch_size=64)
+    second = work.run()
+    assert forwards == [10]
+    assert (second.rows, second.rows_reused) == (10_022, 10_012)
+    assert second.cache.path != first.cache.path
+    assert first.cache.path.exists()
+    origin = second.cache.splits["train"].origin
+    assert (origin[:10_000] == 1).all()
+    assert not origin[10_000:].any()
+    assert second.cache.provenance["reused"][0]["fingerprint"] == first.cache.fingerprint
+    np.testing.assert_array_equal(
+        second.cache.splits["train"].read(np.arange(10_000)), first.cache.splits["train"].read()
+    )
+
+
+def test_changed_removed_and_added_files_are_noticed(
+    embed: Embed, folder: Path, forwards: list[int], tmp_path: Path
+) -> None:
+    embed(folder).run()
+    forwards.clear()
+    draw(folder / "train/red/003.jpg", hue=1, seed=99)
+    (folder / "train/red/004.jpg").unlink()
+    draw(folder / "train/green/zzz.jpg", hue=2, seed=98)
+    (folder / "test/green/000.jpg").rename(folder / "test/red/moved.jpg")
+    embedded = embed(folder).run()
+    assert sum(forwards) == 2
+    assert embedded.rows_reused == embedded.rows - 2
+    assert_equal_to_a_fresh_build(embedded.cache, embed(folder), tmp_path / "fresh")
+
+
+def test_a_subset_serves_the_whole_and_the_whole_a_subset(embed: Embed, folder: Path, forwards: list[int]) -> None:
+    few = load_dataset(str(folder), subset=Subset(per_class=5))
+    embed(few).run()
+    forwards.clear()
+    embedded = embed(folder).run()
+    assert embedded.rows_reused == 10 + 12
+    assert sum(forwards) == 30
+    forwards.clear()
+    other = load_dataset(str(folder), subset=Subset(per_class=7, seed=3))
+    assert embed(other).run().rows_reused == 14 + 12
+    assert forwards == []
+
+
+def test_another_encoder_gives_no_rows(embed: Embed, folder: Path, forwards: list[int]) -> None:
+    embed(folder).run()
+    embedded = embed(folder, storage="float32").run()
+    assert embedded.rows_reused == 0
+    assert embedded.cache.provenance["reused"] == []
+
+
+def test_damaged_sources_are_not_copied(embed: Embed, forwards: list[int], tmp_path: Path) -> None:
+    first = embed(numbered(np.arange(600))).run().cache
+    stored = first.splits["train"].stored["features"]
+    with first.path.open("r+b") as file:
+        file.seek(stored.offset + 300 * stored.row_bytes)
+        file.write(b"\xff\xff")
+    forwards.clear()
+    work = embed(numbered(np.arange(610)))
+    embedded = work.run()
+    assert 0 < embedded.rows_reused < 612
+    assert_equal_to_a_fresh_build(embedded.cache, work, tmp_path / "fresh")
+
+
+def test_a_source_that_vanishes_in_the_middle_is_made_up_for(embed: Embed, tmp_path: Path) -> None:
+    first = embed(numbered(np.arange(600))).run().cache
+    work = embed(numbered(np.arange(0, 1400, 2)))  # blocks of old and new rows
+
+    def vanish(done: int, total: int) -> None:
+        if done > 400 and first.path.exists():
+            first.path.unlink()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work.run(on_progress=vanish)
+    embedded = work.run()
+    assert_equal_to_a_fresh_build(embedded.cache, work, tmp_path / "fresh")
+    assert 0 < np.count_nonzero(embedded.cache.splits["train"].origin) < 300
+
+
+def test_a_build_with_reused_rows_goes_on_to_the_same_bytes(embed: Embed, tmp_path: Path) -> None:
+    old, new = numbered(np.arange(0, 900, 3)), numbered(np.arange(900))
+    for name in ("whole", "torn"):
+        embed(old, cache_dir=tmp_path / name).run()
+    whole = embed(new, cache_dir=tmp_path / "whole").run().cache
+    for limit in (400, 600, 800):
+
+        def stop(done: int, total: int, limit: int = limit) -> None:
+            if done >= limit:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            embed(new, cache_dir=tmp_path / "torn").run(on_progress=stop)
+    torn = embed(new, cache_dir=tmp_path / "torn").run().cache
+    for name, split in whole.splits.items():
+        for part, stored in split.stored.items():
+            np.testing.assert_array_equal(torn.splits[name].stored[part].read(), stored.read(), err_msg=part)
+
+
+def test_a_dead_builder_of_another_host_leaves_its_rows(
+    embed: Embed, forwards: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = embed(numbered(np.arange(700)))
+
+    def stop(done: int, total: int) -> None:
+        if done >= 600:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work.run(on_progress=stop)
+    own = partial_path(work.path)
+    other = own.with_name(own.name.replace(".partial", "").rpartition(".")[0] + ".0badc0de.partial")
+    own.rename(other)
+    forwards.clear()
+    embedded = work.run()
+    assert embedded.rows_reused == 512
+    assert sum(forwards) == 200
+    assert other.exists()  # its builder may be alive
+    assert embedded.cache.provenance["reused"][0]["file"] == other.name
+
+
+def test_two_hosts_build_privately_and_either_result_stands(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = embed(numbered(np.arange(300)))
+    paths = []
+
+    def meanwhile(done: int, total: int) -> None:
+        if not paths:
+            paths.append(None)
+            with monkeypatch.context() as there:
+                there.setattr("featcache.locks.host", lambda: "0badc0de")
+                paths.append(embed(numbered(np.arange(300))).run().cache.path)
+
+    cache = work.run(on_progress=meanwhile).cache
+    assert paths[1] == cache.path
+    assert not cache.damages()
+    assert not list(cache.path.parent.glob(".*.partial"))
+
+
+def with_other_weights(backbone: Backbone) -> Backbone:
+    """The same backbone by name and recorded digest, with one weight changed: what a silent change would look like."""
+    staged = load_backbone("resnet18", weights="none", image_size=32).staged
+    staged.model.get_parameter("layer4.1.conv2.weight").data.mul_(1.5)
+    return replace(backbone, staged=staged)
+
+
+def test_a_stack_that_has_drifted_is_told_and_its_rows_are_not_reused(
+    embed: Embed, folder: Path, backbone: Backbone, forwards: list[int]
+) -> None:
+    made = embed(folder).run().cache
+    drifted = with_other_weights(backbone)
+    with pytest.raises(
+        CacheError, match=r"today's stack makes other features than it holds: features of \w+\.\w+ diff"
+    ):
+        embed(folder, backbone=drifted).run()
+    draw(folder / "train/red/003.jpg", hue=1, seed=99)
+    notes: list[str] = []
+    embedded = embed(folder, backbone=drifted).run(on_note=notes.append)
+    assert embedded.rows_reused == 0
+    assert f"51 rows of {made.path} are not reused: features of" in notes[0]
+    assert "the decoded and resized pictures agree" in notes[0]
+
+
+def test_another_decoder_is_told(embed: Embed, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embed(folder).run()
+    decode = embedding_module.decode
+    monkeypatch.setattr(embedding_module, "decode", lambda data: 255 - decode(data))
+    with pytest.raises(CacheError, match=r"resized pictures differ \(colour_420.jpg, grey_lying.jpg"):
+        embed(folder).run()
+
+
+def test_a_file_in_the_making_of_a_drifted_stack_is_begun_anew(embed: Embed, backbone: Backbone) -> None:
+    def stop(done: int, total: int) -> None:
+        if done >= 300:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(numbered(np.arange(600))).run(on_progress=stop)
+    notes: list[str] = []
+    drifted = embed(numbered(np.arange(600)), backbone=with_other_weights(backbone))
+    embedded = drifted.run(on_note=notes.append)
+    assert embedded.rows_reused == 0
+    assert "is begun anew: features of" in notes[0]
+
+
+def test_a_copy_of_a_cache_serves_as_the_cache(embed: Embed, folder: Path, tmp_path: Path) -> None:
+    cache = embed(folder).run().cache
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(cache.path, tmp_path / "elsewhere")
+    assert embed(folder, cache_dir=tmp_path / "elsewhere").run().rows_reused == 52
