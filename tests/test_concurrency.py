@@ -1,0 +1,141 @@
+"""Many readers and builders at once: nobody sees half a cache, and every process reads the same rows."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from test_reuse import numbered
+
+from featcache.cache import Cache, find_caches
+from featcache.cached_split import CachedSplit
+from featcache.embedding import Embedding
+from featcache.errors import CacheError
+from featcache.locks import building
+
+Embed = Callable[..., Embedding]
+
+
+class Rows(torch.utils.data.Dataset):
+    """What a training loop over cached maps looks like."""
+
+    def __init__(self, split: CachedSplit) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, rows: list[int]) -> list[np.ndarray]:
+        return list(self.split.load(np.array(rows)))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_data_loader_workers_read_it(cache: Cache, context: str) -> None:
+    split = cache.splits["train"]
+    expected = split.load()  # opens it here first, so that workers inherit what is open
+    loader = torch.utils.data.DataLoader(
+        Rows(split), batch_size=7, shuffle=False, num_workers=2, multiprocessing_context=context
+    )
+    np.testing.assert_array_equal(torch.cat(list(loader)).numpy(), expected)
+
+
+def total(split: CachedSplit, rows: np.ndarray) -> float:
+    return float(split.load(rows).sum(dtype=np.float64))
+
+
+def test_joblib_processes_read_it(cache: Cache) -> None:
+    split = cache.splits["train"]
+    chunks = np.array_split(np.random.default_rng(0).permutation(len(split)), 5)
+    sums = joblib.Parallel(n_jobs=2, backend="loky")(joblib.delayed(total)(split, rows) for rows in chunks)
+    assert sums == [total(split, rows) for rows in chunks]
+
+
+def test_threads_read_it(cache: Cache) -> None:
+    expected, results = cache.splits["train"].load(), []
+    split = Cache.open(cache.path).splits["train"]
+    threads = [threading.Thread(target=lambda: results.append(split.load())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(result, expected) for result in results)
+    assert len(results) == 8
+
+
+def test_what_is_sent_to_another_process_is_small(cache: Cache) -> None:
+    cache.splits["train"].load()
+    assert cache.splits["train"].ids
+    assert len(pickle.dumps(cache.splits["train"])) < 3000
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_mistaken_for_it(cache: Cache) -> None:
+    sent = pickle.dumps(cache.splits["train"])
+    data = cache.path.read_bytes()
+    expected = cache.splits["train"].load()
+    cache.path.unlink()
+    (cache.path.parent / "keeps the inode").write_bytes(b"")
+    cache.path.write_bytes(data + bytes(4096))
+    with pytest.raises(CacheError, match="was replaced since it was opened; open it again"):
+        pickle.loads(sent).load()
+    np.testing.assert_array_equal(cache.splits["train"].load(), expected)  # who had it open reads on
+
+
+def watch(folder: Path, stop: multiprocessing.synchronize.Event, seen: multiprocessing.Queue) -> None:
+    opened = 0
+    seen.put("ready")
+    while not stop.is_set():
+        for cache in find_caches(folder):
+            assert not cache.damages()
+            opened += 1
+    seen.put(opened)
+
+
+def test_readers_never_see_half_a_file(embed: Embed, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    stop, seen = context.Event(), context.Queue()
+    (tmp_path / "features").mkdir()
+    reader = context.Process(target=watch, args=(tmp_path / "features", stop, seen))
+    reader.start()
+    assert seen.get(timeout=120) == "ready"
+    for count in (300, 400, 500, 600):
+        embed(numbered(np.arange(count))).run()
+    stop.set()
+    assert seen.get(timeout=60) > 0
+    reader.join()
+    assert reader.exitcode == 0
+
+
+def test_without_locks_in_the_folder_builders_are_still_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, path = fcntl.flock, tmp_path / "features" / "x.h5"
+
+    def refusing(file: int, operation: int) -> None:
+        if str(Path(f"/proc/self/fd/{file}").resolve()).startswith(str(path.parent)):
+            raise OSError(errno.ENOLCK, "No locks available")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refusing)
+    order: list[str] = []
+    entered = threading.Event()
+
+    def second() -> None:
+        with building(path, on_wait=lambda holder: entered.set()):
+            order.append("second")
+
+    with building(path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert entered.wait(timeout=10)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
