@@ -69,7 +69,8 @@ class CacheBuilder:
         self._structure = read_structure(partial)
         self.provenance = read_provenance(file, self._structure)
         self._stored = stored_data_sets(file, self._structure)
-        self._splits = {name: CachedSplit(name, self._stored[name], plan.block_rows) for name in plan.splits}
+        sizes = {"block_rows": plan.block_rows, "n_classes": len(plan.class_names)}
+        self._splits = {name: CachedSplit(name, self._stored[name], **sizes) for name in plan.splits}
         self._origins = {name: self._stored[name]["origin"].read() for name in plan.splits}
         self._pending: dict[str, set[int]] = {}
         self._open: dict[tuple[str, int], _OpenBlock] = {}

@@ -151,7 +151,12 @@ def _cache(
         encoder_fingerprint=attributes["encoder_fingerprint"],
         class_names=tuple(attributes["class_names"]),
         provenance=provenance,
-        splits={name: CachedSplit(name, data_sets[name], attributes["block_rows"]) for name in structure.splits},
+        splits={
+            name: CachedSplit(
+                name, data_sets[name], block_rows=attributes["block_rows"], n_classes=len(attributes["class_names"])
+            )
+            for name in structure.splits
+        },
         canary=data_sets["canary"],
         n_bytes=file.size,
     )

@@ -46,14 +46,15 @@ class CachedSplit:
         errors: by id, why a row has none (the first 1,024 of them).
     """
 
-    def __init__(self, name: str, stored: Mapping[str, Stored], block_rows: int) -> None:
+    def __init__(self, name: str, stored: Mapping[str, Stored], *, block_rows: int, n_classes: int) -> None:
         self.name = name
         self.stored = stored
         self.block_rows = block_rows
+        self.n_classes = n_classes
         self.row_shape = stored["features"].shape[1:]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: vars(self)[key] for key in ("name", "stored", "block_rows", "row_shape")}
+        return {key: vars(self)[key] for key in ("name", "stored", "block_rows", "n_classes", "row_shape")}
 
     def __len__(self) -> int:
         return self.stored["labels"].shape[0]
@@ -68,7 +69,11 @@ class CachedSplit:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        return self._whole("labels")
+        labels = self._whole("labels")
+        if len(labels) and not (labels.min() >= -1 and labels.max() < self.n_classes):
+            where = f"{self.stored['labels'].file.path}: /{self.name}/labels"
+            raise CacheError(f"{where} go from {labels.min()} to {labels.max()}; there are {self.n_classes} classes")
+        return labels
 
     @cached_property
     def ids(self) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ def _object(path: Path, where: str, text: bytes, fields: Mapping[str, Any]) -> d
     """A JSON object that has at least these fields."""
     try:
         value = json.loads(text)
+        layout.canonical_json(value).encode()  # neither NaN nor half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise CacheError(f"{path}: {where} is no JSON ({' '.join(str(error).split())[:80]}); embed again") from error
     if not isinstance(value, dict):
