@@ -94,7 +94,7 @@ def _from_child(path: Path) -> Structure:
 
 
 def child() -> None:
-    """The child process: parse ``argv[1]`` within limits, print its structure or the error as JSON."""
+    """The child process: parse ``argv[1]`` within limits, write its structure or the error as JSON."""
     import resource
 
     for limit, value in (
@@ -106,8 +106,8 @@ def child() -> None:
             resource.setrlimit(limit, (value, value))
     path = Path(sys.argv[1])
     try:
-        print(to_json(read_structure(path)))
+        sys.stdout.write(to_json(read_structure(path)))
     except CacheError as error:
-        print(json.dumps({"error": str(error)}))
+        sys.stdout.write(json.dumps({"error": str(error)}))
     except REFUSALS as error:
-        print(json.dumps({"error": str(refused(path, error))}))
+        sys.stdout.write(json.dumps({"error": str(refused(path, error))}))

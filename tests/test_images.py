@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from featcache import images
+from featcache.datasets import FileImages
 from featcache.images import DamagedImageError
+from featcache.layout import digest
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -81,21 +84,67 @@ def test_exif_rotation_is_applied(rgb: Image.Image) -> None:
     [
         (b"", "empty"),
         (b"this is no picture", "not a JPEG, PNG"),
-        (encoded(Image.new("P", (3, 3)), "GIF"), "not a JPEG, PNG"),
+        (encoded(Image.new("P", (3, 3)), "GIF"), r"not a JPEG, PNG, WebP, BMP or TIFF image \(it is a GIF\)"),
+        (b"\0\0\0\x1cftypheic" + bytes(20), "it is a HEIC"),
         (encoded(Image.new("RGB", (99, 99)), "JPEG")[:500], "damaged"),
         (encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "floating-point"),
     ],
-    ids=["empty", "text", "gif", "cut off", "float"],
+    ids=["empty", "text", "gif", "heic", "cut off", "float"],
 )
 def test_what_is_no_whole_image_is_told(data: bytes, reason: str) -> None:
     with pytest.raises(DamagedImageError, match=reason):
         images.decode(data)
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DamagedImageError, match="bomb"):
+def test_a_bomb_is_refused_whatever_pillows_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = 13_378  # squared, the first above the limit
+    assert (side - 1) ** 2 <= images.MAX_PIXELS < side**2
+    data = encoded(Image.new("1", (side, side)), "PNG")
+    for limit in (None, Image.MAX_IMAGE_PIXELS, 100):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(DamagedImageError, match="bomb"):
+            images.decode(data)
+    with pytest.raises(DamagedImageError, match="bomb"):  # the lower of both limits holds
         images.decode(encoded(Image.new("RGB", (99, 99)), "PNG"))
+
+
+def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    path.write_bytes(encoded(Image.new("RGB", (9, 9)), "JPEG"))
+    os.truncate(path, images.MAX_FILE_BYTES)
+    assert images.decode(images.read(path)).shape == (9, 9, 3)
+    os.truncate(path, images.MAX_FILE_BYTES + 1)
+    for reading in (images.read, images.file_digest):
+        with pytest.raises(DamagedImageError, match="268,435,457 bytes, above the limit of 268,435,456"):
+            reading(path)
+
+
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    for size in (0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1):
+        (tmp_path / "x").write_bytes(os.urandom(size))
+        assert images.file_digest(tmp_path / "x") == digest(images.read(tmp_path / "x"))
+
+
+def test_what_is_no_regular_file_does_not_hang_the_job(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "real.jpg")
+    (tmp_path / "link.jpg").symlink_to("real.jpg")
+    names = ("fifo.jpg", "real.jpg", "folder.jpg", "device.jpg", "loop.jpg", "link.jpg")
+    files = FileImages(tmp_path, names)
+    read = files.read(range(len(names)))
+    reasons = {names[row]: reason for row, reason in read.damaged.items()}
+    assert reasons == {
+        "fifo.jpg": "cannot be read: a FIFO, not a regular file",
+        "folder.jpg": "cannot be read: a folder, not a regular file",
+        "device.jpg": "cannot be read: a device, not a regular file",
+        "loop.jpg": "cannot be read: Too many levels of symbolic links",
+    }
+    assert [pixels.shape for pixels in read.pixels] == [(1, 1), (9, 9, 3), *[(1, 1)] * 3, (9, 9, 3)]
+    assert read.digests.any(axis=1).tolist() == [False, True, False, False, False, True]
+    np.testing.assert_array_equal(files.digests(), read.digests)
 
 
 def test_a_missing_file_is_a_damaged_image(tmp_path: Path) -> None:

@@ -92,6 +92,44 @@ def test_what_does_not_describe_a_head_is_refused(change: dict[str, object], mes
         load_head(tmp_path / "head.npz")
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "meta", "message"),
+    [
+        ("neighbors", {"n_classes": np.int64(10**15)}, META, "scores 1,000,000,000,000,000 classes and names 3"),
+        ("neighbors", {"n_classes": np.int64(10**15)}, {}, "1,000,000,000,000,000 classes without names"),
+        ("linear", {}, {"class_names": ["ant", "bee"]}, "it scores 3 classes and names 2"),
+        ("linear", {}, {"class_names": "abc"}, "class_names are no list of names"),
+        ("linear", {}, {"class_names": ["a", "b", 3]}, "class_names are no list of names"),
+        (
+            "linear",
+            {"weight": np.ones((0, 7), "f4"), "bias": np.ones(0, "f4")},
+            {},
+            r"weight is \(0, 7\), expected one",
+        ),
+        ("linear", {"bias": np.array(["a"] * 3)}, {}, "bias is <U1"),
+        ("linear", {"more": np.zeros(3)}, {}, "a linear head holds"),
+        ("linear", {"a\nb" + "c" * 900: np.zeros(3)}, {}, "a linear head holds"),
+    ],
+)
+def test_heads_that_contradict_themselves_are_refused(
+    kind: str, change: dict[str, np.ndarray], meta: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    described = {"format": "featcache-head", "version": 1, "kind": kind, "meta": meta}
+    text = np.frombuffer(json.dumps(described).encode(), np.uint8)
+    np.savez(tmp_path / "head.npz", description=text, **{**make_heads()[kind].arrays(), **change})
+    with pytest.raises(UserError, match=message) as caught:
+        load_head(tmp_path / "head.npz")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_compressed_heads_are_refused(tmp_path: Path) -> None:
+    text = np.frombuffer(b"{}", np.uint8)
+    np.savez_compressed(tmp_path / "head.npz", description=text, **make_heads()["linear"].arrays())
+    with pytest.raises(UserError, match="is compressed or encrypted, expected stored bytes"):
+        load_head(tmp_path / "head.npz")
+
+
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "head.npz", "w") as archive:
         archive.writestr("description", "hello")

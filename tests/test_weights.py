@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -97,6 +98,80 @@ def test_files_that_are_no_weights(tmp_path: Path, content: bytes, suffix: str) 
         load(str(tmp_path / f"gone{suffix}"))
     with pytest.raises(UserError, match=r"expected a state dict \(names and their tensors\), found list"):
         load(saved([1, 2], tmp_path / "list.pth"))
+
+
+def test_every_way_of_saving_tensors_alone_is_read(resnet18: dict, tmp_path: Path) -> None:
+    model = torchvision.models.resnet18(weights=None)
+    model.load_state_dict(resnet18)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    shared = torch.cat([tensor.reshape(-1) for tensor in resnet18.values() if tensor.is_floating_point()])
+    views, at = {}, 0
+    for name, tensor in resnet18.items():
+        views[name] = tensor
+        if tensor.is_floating_point():
+            views[name] = shared[at : at + tensor.numel()].view(tensor.shape)
+            at += tensor.numel()
+    checkpoint = {
+        "model": model.state_dict(keep_vars=True),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+        "best": 0.5,
+    }
+    paths = [saved(value, tmp_path / name) for name, value in {"views.pth": views, "checkpoint.pt": checkpoint}.items()]
+    for name, value in {"stream.pth": resnet18, "views_stream.pth": views, "checkpoint_stream.bin": checkpoint}.items():
+        torch.save(value, tmp_path / name, _use_new_zipfile_serialization=False)
+        paths.append(str(tmp_path / name))
+    assert {weights.sha256(weights.read(path)[0]) for path in paths} == {weights.sha256(resnet18)}
+
+
+def test_half_precision_and_not_a_number_are_read(resnet18: dict, tmp_path: Path) -> None:
+    halves = {name: tensor.half() for name, tensor in resnet18.items()}
+    model = load(saved(halves, tmp_path / "half.pth")).staged.model
+    assert torch.equal(model.conv1.weight, resnet18["conv1.weight"].half().float())
+    halves["fc.bias"][7] = torch.nan
+    state, _ = weights.read(saved(halves, tmp_path / "nan.pth"))
+    assert state["fc.bias"].isnan().nonzero().tolist() == [[7]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int8)},
+            "conv1.weight is of torch.int8, expected torch.fl",
+        ),
+        ({"conv1.weight": torch.zeros(1, dtype=torch.int64)}, r"conv1.weight is \(1,\), expected \(64, 3, 7, 7\)"),
+        ({"fc.weight": torch.zeros(0, 512)}, r"fc.weight is \(0, 512\), expected \(1000, 512\)"),
+        ({"fc.weight": torch.zeros(9, 512, dtype=torch.uint8)}, r"fc.weight is \(9, 512\), expected \(1000, 512\)"),
+        ({"a\n\x1b[2J" + "b" * 500: torch.zeros(1)}, r"a \\x1b\[2Jb{190,195} is not in the model$"),
+        ({"module.fc.bias": torch.zeros(1000)}, "names tensors twice"),
+        ({"fc.bias": 3}, "found fc.bias: int"),
+        ({7: torch.zeros(1)}, "found 7: a name that is no text"),
+        ({"conv1.weight": torch.zeros(1).expand(64, 3, 7, 7)}, r"a tensor of \(64, 3, 7, 7\) in a storage of 1"),
+    ],
+)
+def test_tensors_that_are_not_the_models_are_refused(
+    resnet18: dict, change: dict, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load(saved({**resnet18, **change}, tmp_path / "w.pth"))
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_in_the_download_folder_is_checked_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    saved({"conv1.weight": torch.zeros(1).expand(64, 3, 7, 7)}, tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+    with pytest.raises(UserError, match=r"resnet18-f37072fd.pth: cannot be read as weights \(a tensor of"):
+        load_backbone("resnet18", weights="IMAGENET1K_V1")
+
+
+def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "program.pth", "w") as archive:
+        for name in ("data.pkl", "constants.pkl"):
+            archive.writestr(f"program/{name}", b"\x80\2}.")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        weights.read(tmp_path / "program.pth")
 
 
 def test_a_download_that_is_there_already_is_used(

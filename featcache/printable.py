@@ -1,0 +1,11 @@
+"""Text that a file holds in, the same fit for a terminal out."""
+
+from __future__ import annotations
+
+
+def printable(text: object) -> str:
+    """Spell out whatever a terminal could act on or a line could break at.
+
+    That is control characters, escapes and marks of direction: an escape comes out as a backslash and ``x1b``.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
