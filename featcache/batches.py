@@ -51,13 +51,24 @@ class BatchReader(torch.utils.data.Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         split, rows = self.groups[index]
-        read = self.images[split].read(rows.tolist())
-        changed = np.flatnonzero((read.digests != self.content[split][rows]).any(axis=1))
+        source = self.images[split]
+        seen: list[Tensor] = []
+        digests: list[NDArray[np.uint8]] = []
+        damaged: dict[int, str] = {}
+        # Files one by one: decoded, a batch of photographs may take gigabytes.
+        for first, part in enumerate([rows] if source.in_memory else rows[:, None]):
+            read = source.read(part.tolist())
+            seen.append(views(read.pixels, read.digests, self.preprocessing, self.augmentation))
+            digests.append(read.digests)
+            damaged |= {first + position: message for position, message in read.damaged.items()}
+        if len({part.shape[2] for part in seen}) > 1:
+            seen = [part.expand(-1, -1, 3, -1, -1) for part in seen]
+        changed = np.flatnonzero((np.concatenate(digests) != self.content[split][rows]).any(axis=1))
         return Batch(
             split=split,
             rows=rows,
-            images=views(read.pixels, read.digests, self.preprocessing, self.augmentation),
-            damaged=read.damaged,
+            images=torch.cat(seen),
+            damaged=damaged,
             changed=int(rows[changed[0]]) if len(changed) else None,
         )
 

@@ -165,7 +165,7 @@ class Embedding:
         begun = time.perf_counter()
         rows = len(self.dataset)
         if self.max_gb is not None and self.feature_bytes > self.max_gb * 1e9:
-            needed = f"{rows:,} rows of {' x '.join(map(str, self.row_shape))} take {self.feature_bytes / 1e9:.2f} GB"
+            needed = f"{rows:,} rows of {' x '.join(map(str, self.row_shape))} take {self.feature_bytes:,} bytes"
             raise UserError(
                 f"{needed}, more than --max-gb {self.max_gb:g}: raise it, or choose fewer rows or a later cut"
             )

@@ -81,10 +81,13 @@ class SupportVectorHead(Head):
         p = len(self.present)
         if p < 2 or len(self.dual_coef) != p - 1 or len(self.intercept) != p * (p - 1) // 2:
             return f"dual_coef {self.dual_coef.shape} and intercept {self.intercept.shape} do not fit {p} classes"
-        if self.counts.min() < 0 or self.counts.sum() != len(self.vectors):
+        n_vectors = len(self.vectors)
+        if self.counts.min() < 0 or self.counts.max() > n_vectors or self.counts.sum() != n_vectors:
             return f"counts add up to {self.counts.sum()}, there are {len(self.vectors)} vectors"
         if self.present.min() < 0 or self.present.max() >= self.n_classes:
             return f"present names classes outside 0..{self.n_classes - 1}"
+        if len(np.unique(self.present)) < p:
+            return "present names a class twice"
         return scale_fault(self.scale)
 
 

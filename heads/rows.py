@@ -77,11 +77,15 @@ def load_rows(cache: Cache, *, subset: Subset | None = None, val_fraction: float
         kept = usable[name][chosen[name]]
         if not len(kept):
             raise UserError(f"{cache.path}: no usable {name} rows are left; choose other --classes or a larger --limit")
-        rows[name] = SplitRows(split.load(kept), new_label[split.labels[kept]], tuple(split.ids[row] for row in kept))
+        features = split.load(kept)
+        plain = features[:, 0] if cache.encoder["views"] else features
+        rows[name] = SplitRows(plain, new_label[split.labels[kept]], tuple(split.ids[row] for row in kept))
     notes = []
     left_out = sum(len(split) - len(usable[name]) for name, split in cache.splits.items())
     if left_out:
         notes.append(f"{left_out:,} rows of the cache have no features or no label and are left out")
+    if views := cache.encoder["views"]:
+        notes.append(f"{views['views']} augmented views of each image are in the cache; the head takes the plain one")
     if "val" in rows:
         train, val = rows["train"], rows["val"]
         notes.append(f"validation is the set's own split: {len(val):,} rows")
