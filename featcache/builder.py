@@ -1,8 +1,7 @@
 """Features in, row by row; a sealed cache file out, or one in the making that the next build goes on with.
 
-The file is created whole under another name, closed, and its space reserved. From then on only ``pwrite`` at the data
-sets' offsets touches it, so that HDF5's own structure cannot be torn. A block counts once its rows and then its
-checksums are on the disk. Sealing is one more ``pwrite`` and an atomic rename.
+The file is created whole under another name, its space reserved (``featcache.skeleton``), then written block by block
+(``featcache.block_writer``). Sealing is one more write and an atomic rename.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache import acceptance, layout
+from featcache.block_writer import BlockWriter
 from featcache.cache import Cache, read_provenance, stored_data_sets, stored_root_digest
 from featcache.cached_split import CachedSplit
 from featcache.canary import Canary, compare, stored_canary
 from featcache.disk import explained, sync_folder
-from featcache.errors import CacheError, UserError
+from featcache.errors import CacheError
 from featcache.locks import partial_path
 from featcache.plan import Plan
 from featcache.reuse import KnownRows
-from featcache.skeleton import create, padded, write_at
-from featcache.stored import CacheFile, Stored
+from featcache.skeleton import create
+from featcache.stored import CacheFile
 from featcache.structure import read_structure
 
 Array = NDArray[Any]
 
-#: Seconds between two commits: what a kill can cost.
-COMMIT_SECONDS = 1.0
 #: Passes over a file that give up on blocks that never match.
 MAX_LOOKS = 10
 
@@ -74,9 +71,7 @@ class CacheBuilder:
         self._origins = {name: self._stored[name]["origin"].read() for name in plan.splits}
         self._pending: dict[str, set[int]] = {}
         self._open: dict[tuple[str, int], _OpenBlock] = {}
-        self._uncommitted: list[tuple[str, int, Array]] = []
-        self._committed_at = time.monotonic()
-        self._fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+        self._writer = BlockWriter(partial, self._structure.provenance, self._stored)
 
     @classmethod
     def create_or_resume(cls, path: Path, plan: Plan, provenance: Mapping[str, Any], canary: Canary) -> CacheBuilder:
@@ -138,7 +133,7 @@ class CacheBuilder:
 
     def look(self) -> bool:
         """Compare every block with its checksum: whether some have none, or do not match theirs."""
-        self.commit()
+        self._writer.commit()
         self._open.clear()
         self._looks += 1
         if self._looks > MAX_LOOKS:
@@ -146,8 +141,9 @@ class CacheBuilder:
         for name, split in self._splits.items():
             vars(split).pop("checksums", None)
             done = split.checksums["features"].any(axis=1)
-            damaged = {damage.start // split.block_rows for damage in split.damages(np.flatnonzero(done).tolist())}
-            self._pending[name] = {*np.flatnonzero(~done).tolist(), *damaged}
+            wrong = {damage.start // split.block_rows for damage in split.damages(np.flatnonzero(done).tolist())}
+            wrong |= {block for block in np.flatnonzero(done).tolist() if not self._is_as_planned(split, block)}
+            self._pending[name] = {*np.flatnonzero(~done).tolist(), *wrong}
         pending = sum(
             stop - start
             for name, blocks in self._pending.items()
@@ -195,23 +191,33 @@ class CacheBuilder:
             How many of the rows were pending.
         """
         taken = 0
-        with explained(self.path.parent):
-            self._add_errors(self._stored[name]["errors"], errors)
-            for position, row in enumerate(rows.tolist()):
-                block = row // self.plan.block_rows
-                opened = self._opened(name, block) if block in self._pending[name] else None
-                if opened is None:
-                    continue
-                place = row - block * self.plan.block_rows
-                opened.features[place], opened.status[place] = features[position], status[position]
-                opened.missing.discard(row)
-                self.done += 1
-                taken += 1
-                if not opened.missing:
-                    self._finish(name, block)
-            if time.monotonic() - self._committed_at > COMMIT_SECONDS:
-                self.commit()
+        self._writer.add_errors(name, errors)
+        for position, row in enumerate(rows.tolist()):
+            block = row // self.plan.block_rows
+            opened = self._opened(name, block) if block in self._pending[name] else None
+            if opened is None:
+                continue
+            place = row - block * self.plan.block_rows
+            opened.features[place], opened.status[place] = features[position], status[position]
+            opened.missing.discard(row)
+            self.done += 1
+            taken += 1
+            if not opened.missing:
+                self._finish(name, block)
+        self._writer.commit_now_and_then()
         return taken
+
+    def _is_as_planned(self, split: CachedSplit, block: int) -> bool:
+        """Whether the checksums of a block are those of the rows that it should hold."""
+        told = split.checksums[block]
+        planned = self._planned(split.name, *split.rows_of(block))
+        return all(told[name].tobytes() == layout.checksum(values) for name, values in planned.items())
+
+    def _planned(self, name: str, start: int, stop: int) -> dict[str, Array]:
+        """What is known of rows without their images."""
+        rows, stored = self.plan.splits[name], self._stored[name]
+        known = {"labels": rows.labels, "ids": rows.encoded_ids, "content": rows.content}
+        return {part: np.ascontiguousarray(values[start:stop], stored[part].dtype) for part, values in known.items()}
 
     def _opened(self, name: str, block: int) -> _OpenBlock | None:
         """A block with the rows from other files in it; None where one of these is gone: a later pass embeds them."""
@@ -225,7 +231,7 @@ class CacheBuilder:
             copied = self.known.read(source, self.plan.splits[name].content[start + here])
             if copied is None:
                 origin[here] = 0  # a view: the split's origins too
-                self._write(name, "origin", start, origin)
+                self._writer.write_origin(name, start, origin)
                 self._pending[name].discard(block)
                 return None
             features[here] = copied
@@ -237,45 +243,10 @@ class CacheBuilder:
         return opened
 
     def _finish(self, name: str, block: int) -> None:
-        opened, rows = self._open.pop((name, block)), self.plan.splits[name]
-        start, stop = self._splits[name].rows_of(block)
-        values = {
-            "features": opened.features,
-            "labels": rows.labels[start:stop],
-            "ids": rows.encoded_ids[start:stop],
-            "content": rows.content[start:stop],
-            "status": opened.status,
-            "origin": self._origins[name][start:stop],
-        }
-        checksums = np.zeros(1, layout.CHECKSUMS)
-        for data_set, part in values.items():
-            exact = self._write(name, data_set, start, part)
-            checksums[data_set] = np.frombuffer(layout.checksum(exact), np.uint8)
-        self._uncommitted.append((name, block, checksums))
+        opened, (start, stop) = self._open.pop((name, block)), self._splits[name].rows_of(block)
+        values = {"features": opened.features, "status": opened.status, "origin": self._origins[name][start:stop]}
+        self._writer.write_block(name, block, start, {**values, **self._planned(name, start, stop)})
         self._pending[name].discard(block)
-
-    def commit(self) -> None:
-        """Make what was written count: rows to the disk, then their checksums."""
-        if self._uncommitted:
-            with explained(self.path.parent):
-                os.fsync(self._fd)
-                for name, block, checksums in self._uncommitted:
-                    self._write(name, "checksums", block, checksums)
-                os.fsync(self._fd)
-            self._uncommitted.clear()
-        self._committed_at = time.monotonic()
-
-    def _add_errors(self, stored: Stored, errors: Mapping[str, str]) -> None:
-        if not errors:
-            return
-        known = stored.read()
-        slots = iter(np.flatnonzero(known["id"] == b"").tolist())
-        told = set(known["id"].tolist())
-        for row_id, message in errors.items():
-            slot = next(slots, None) if row_id.encode() not in told else None
-            if slot is not None:
-                record = np.array([(row_id.encode(), message.encode()[: layout.MESSAGE_SIZE])], dtype=stored.dtype)
-                write_at(self._fd, stored.offset + slot * stored.row_bytes, record.tobytes())
 
     def seal(self, *, seconds: float) -> Path:
         """Publish the finished file.
@@ -290,10 +261,7 @@ class CacheBuilder:
         sealed = {**self.provenance, "sealed": True, "created": _now(), "cost": self._cost(seconds)}
         sealed["root_digest"] = stored_root_digest(self._structure, sealed, self._stored)
         with explained(self.path.parent):
-            write_at(self._fd, self._structure.provenance, padded(sealed))
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1  # from here on nothing writes to the file
+            self._writer.seal(sealed)
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
         acceptance.accept(CacheFile(self.path), sealed["root_digest"])
@@ -302,24 +270,11 @@ class CacheBuilder:
 
     def close(self, *, seconds: float) -> None:
         """Leave the file for a later build, unless it is sealed; ``seconds`` as for ``seal``."""
-        if self._fd >= 0:
-            with suppress(OSError, UserError):  # what could not be written is done again
-                self.commit()
-                cost = {**self.provenance, "cost": self._cost(seconds)}
-                write_at(self._fd, self._structure.provenance, padded(cost))
-            os.close(self._fd)
-            self._fd = -1
+        if self._writer.is_open:
+            self._writer.leave({**self.provenance, "cost": self._cost(seconds)})
 
     def _cost(self, seconds: float) -> float:
         return round(float(self.provenance.get("cost", 0)) + seconds, 3)
-
-    def _write(self, name: str, data_set: str, row: int, values: Array) -> Array:
-        """Write rows of a data set; gives them as they lie in the file."""
-        stored = self._stored[name][data_set]
-        exact = np.ascontiguousarray(values, dtype=stored.dtype)
-        assert exact.shape[1:] == stored.shape[1:]
-        write_at(self._fd, stored.offset + row * stored.row_bytes, exact.reshape(-1).view(np.uint8).data)
-        return exact
 
 
 def _now() -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from featcache.errors import UsageError, UserError
+from featcache.printable import printable
 from featcache.subset import Subset
 
 
@@ -93,21 +94,21 @@ class Console:
         self.json_wanted = json_wanted
 
     def note(self, text: str) -> None:
-        """A line for the user."""
-        print(text, file=sys.stderr if self.json_wanted else sys.stdout, flush=True)
+        """A line for the user; what a terminal could act on is spelled out, for files may hold anything."""
+        print(printable(text), file=sys.stderr if self.json_wanted else sys.stdout, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; its first column is aligned left, the others right."""
+        """A table; its first column is aligned left, the others right. Texts are spelled out as in ``note``."""
         from rich.box import SIMPLE_HEAD
         from rich.console import Console as RichConsole
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=Text(printable(title)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(Text(column), justify="right" if i else "left", no_wrap=True)
+            table.add_column(Text(printable(column)), justify="right" if i else "left", no_wrap=True)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         stream = sys.stderr if self.json_wanted else sys.stdout
         # as wide as its cells ask for: a terminal wraps a line that is too long, cells that are cut tell nothing
         natural = RichConsole(width=10_000).measure(table).maximum
@@ -224,7 +225,7 @@ def run(
 
 def _message(error: BaseException, on_interrupt: str) -> str:
     """What an error comes to in one line."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     if isinstance(error, UserError):
         return text
     if isinstance(error, KeyboardInterrupt):

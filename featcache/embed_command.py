@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = tuple(sys.argv[1:] if argv is None else argv)
     return run(
         embed_parser(),
-        lambda arguments, console: _embed(arguments, console, given),
+        lambda arguments, console: embed(arguments, console, given),
         argv,
         on_interrupt="what is done is kept: run the same command to go on",
     )
@@ -89,7 +89,8 @@ def _batch_size(text: str) -> int | None:
     return int(text)
 
 
-def _embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...]) -> dict[str, Any]:
+def embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...]) -> dict[str, Any]:
+    """Do what the flags ask for; ``given`` is recorded, so that ``bin/cache resume`` can go on. Gives the JSON object."""
     from featcache.datasets import load_dataset
 
     if arguments.workers is not None and arguments.workers < 0:

@@ -139,9 +139,9 @@ class Embedding:
         """The sealed cache of this plan, where there is one."""
         try:
             cache = Cache.open(self.path)
+            return cache if cache.fingerprint == self.plan.fingerprint and self.plan.describes(cache) else None
         except CacheError:
             return None
-        return cache if cache.fingerprint == self.plan.fingerprint else None
 
     def run(
         self,

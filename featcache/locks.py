@@ -42,36 +42,36 @@ def building(path: Path, *, on_wait: Callable[[str], None] = lambda holder: None
         path: of the finished cache.
         on_wait: called once, with the holder's process id where it is known, where another process is at work.
     """
-    with explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        locks = [path.with_name(f".{path.name}.{host()}.lock"), _in_temporary_folder(path)]
-        with ExitStack() as held:
-            for lock in locks:
-                if lock:
-                    held.enter_context(_locked(lock, on_wait))
-            yield
+    with ExitStack() as held:
+        with explained(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for lock in _locks(path):
+                held.enter_context(_locked(lock, on_wait))
+        yield
 
 
 def is_building(path: Path) -> bool:
     """Whether a process on this host is building this cache now."""
-    for lock in (path.with_name(f".{path.name}.{host()}.lock"), _in_temporary_folder(path)):
-        with suppress(OSError):
-            if lock:
-                with lock.open("rb") as file:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        return True
+    for lock in _locks(path):
+        with suppress(FileNotFoundError), lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:
+                continue  # a file system without locks
     return False
 
 
-def _in_temporary_folder(path: Path) -> Path | None:
+def _locks(path: Path) -> list[Path]:
+    """Beside the cache, and in the temporary folder where that can be had."""
+    locks = [path.with_name(f".{path.name}.{host()}.lock")]
     folder = Path(tempfile.gettempdir(), f"featcache-{os.getuid()}")
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid == os.getuid():
-            return folder / f"{layout.digest(os.fsencode(path.resolve())).hex()}.{host()}.lock"
-    return None
+            locks.append(folder / f"{layout.digest(os.fsencode(path.resolve())).hex()}.{host()}.lock")
+    return locks
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache import layout
+from featcache.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ class Plan:
         rows = {name: split.digest() for name, split in self.splits.items()}
         told = {"encoder": dict(self.encoder), "source": dict(self.source), "rows": rows, "classes": self.class_names}
         return layout.fingerprint(told)
+
+    def describes(self, cache: Cache) -> bool:
+        """Whether a cache holds these very rows of this encoder, whatever fingerprint it claims to have."""
+        held = {
+            name: PlannedRows(split.ids, split.labels, split.content).digest() for name, split in cache.splits.items()
+        }
+        planned = {name: rows.digest() for name, rows in self.splits.items()}
+        return (cache.encoder_fingerprint, held) == (self.encoder_fingerprint, planned)
 
     @property
     def file_name(self) -> str:

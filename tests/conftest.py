@@ -12,7 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from featcache import embed_command
+from featcache import cache_command, embed_command
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
@@ -105,7 +105,7 @@ def run(
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs a command in an empty folder; gives its exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    mains = {"embed": embed_command.main, "fit-head": fit_head_command.main}
+    mains = {"embed": embed_command.main, "fit-head": fit_head_command.main, "cache": cache_command.main}
 
     def call(command: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

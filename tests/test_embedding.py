@@ -11,28 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from making import Stop, noise, stop_after
 
 from featcache import embedding as embedding_module
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
-from featcache.datasets import ArrayImages, ImageDataset, Split, load_dataset
+from featcache.datasets import load_dataset
 from featcache.embedding import Embedding
 from featcache.errors import UserError
 from featcache.locks import building, partial_path
 from featcache.machine import choose_device
 
 Embed = Callable[..., Embedding]
-
-
-def arrays(n_train: int, n_test: int = 12) -> ImageDataset:
-    """Noise in memory, in two classes."""
-    rng = np.random.default_rng(0)
-    splits = {}
-    for name, count in (("train", n_train), ("test", n_test)):
-        pixels = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        ids = tuple(f"{name}/{i}" for i in range(count))
-        splits[name] = Split(ids, np.arange(count) % 2, ArrayImages(pixels))
-    return ImageDataset("noise", ("a", "b"), splits)
 
 
 def logical(cache: Cache) -> dict[str, bytes]:
@@ -42,18 +32,6 @@ def logical(cache: Cache) -> dict[str, bytes]:
         for data_set, stored in split.stored.items():
             parts[f"{name}/{data_set}"] = stored.read().tobytes()
     return parts
-
-
-class Stop(Exception):
-    """What a test raises in the middle of the work."""
-
-
-def stop_after(rows: int) -> Callable[[int, int], None]:
-    def on_progress(done: int, total: int) -> None:
-        if done >= rows:
-            raise Stop
-
-    return on_progress
 
 
 def test_rows_are_the_trunks_output_for_their_images(folder: Path, embed: Embed, backbone: Backbone) -> None:
@@ -120,7 +98,7 @@ def test_other_rows_are_another_cache(folder: Path, embed: Embed) -> None:
 
 
 def test_an_interrupted_build_goes_on_to_the_same_bytes(embed: Embed, tmp_path: Path) -> None:
-    dataset = arrays(700)
+    dataset = noise(700)
     whole = embed(dataset, cache_dir=tmp_path / "whole").run().cache
     with pytest.raises(Stop):
         embed(dataset).run(on_progress=stop_after(520))
@@ -133,9 +111,9 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(embed: Embed, tmp_path: 
 
 def test_a_file_in_the_making_of_another_batch_size_is_begun_anew_with_its_rows(embed: Embed) -> None:
     with pytest.raises(Stop):
-        embed(arrays(700)).run(on_progress=stop_after(520))
+        embed(noise(700)).run(on_progress=stop_after(520))
     notes: list[str] = []
-    embedded = embed(arrays(700), batch_size=16).run(on_note=notes.append)
+    embedded = embed(noise(700), batch_size=16).run(on_note=notes.append)
     assert embedded.rows_reused == 512
     assert "is begun anew: its batch is 8, and now it is 16" in notes[0]
     (source,) = embedded.cache.provenance["reused"]
@@ -146,13 +124,13 @@ def test_a_file_in_the_making_of_another_batch_size_is_begun_anew_with_its_rows(
 
 def test_a_block_that_was_torn_is_done_again(embed: Embed) -> None:
     with pytest.raises(Stop):
-        embed(arrays(700)).run(on_progress=stop_after(520))
-    partial = partial_path(embed(arrays(700)).path)
+        embed(noise(700)).run(on_progress=stop_after(520))
+    partial = partial_path(embed(noise(700)).path)
     stored = Cache.open_unsealed(partial).splits["train"].stored["features"]
     with partial.open("r+b") as file:
         file.seek(stored.offset + 300 * 1024)
         file.write(b"\xff\xff")
-    assert embed(arrays(700)).run().rows_reused == 256
+    assert embed(noise(700)).run().rows_reused == 256
 
 
 def test_junk_under_the_partial_name_is_replaced(embed: Embed, folder: Path) -> None:
@@ -193,12 +171,12 @@ def scaled(backbone: Backbone, factor: float) -> Backbone:
 
 def test_what_float16_cannot_hold_is_refused(embed: Embed, backbone: Backbone) -> None:
     with pytest.raises(UserError, match="beyond float16: take --storage float32"):
-        embed(arrays(20), backbone=scaled(backbone, 1e6)).run()
-    assert embed(arrays(20), backbone=scaled(backbone, 1e6), storage="float32").run().rows_damaged == 0
+        embed(noise(20), backbone=scaled(backbone, 1e6)).run()
+    assert embed(noise(20), backbone=scaled(backbone, 1e6), storage="float32").run().rows_damaged == 0
 
 
 def test_features_that_are_not_finite_are_marked(embed: Embed, backbone: Backbone) -> None:
-    embedded = embed(arrays(20), backbone=scaled(backbone, float("nan"))).run()
+    embedded = embed(noise(20), backbone=scaled(backbone, float("nan"))).run()
     assert embedded.rows_damaged == 32
     assert set(embedded.cache.splits["train"].errors.values()) == {"features not finite"}
 
@@ -295,8 +273,8 @@ def test_fp32_is_not_tf32(embed: Embed, folder: Path, backbone: Backbone) -> Non
 
 def test_a_build_that_goes_on_elsewhere_says_so(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Stop):
-        embed(arrays(700)).run(on_progress=stop_after(520))
+        embed(noise(700)).run(on_progress=stop_after(520))
     monkeypatch.setattr(embedding_module, "versions", lambda: {"torch": "another"})
-    provenance = embed(arrays(700)).run().cache.provenance
+    provenance = embed(noise(700)).run().cache.provenance
     assert [session["versions"] for session in provenance["resumed_on"]] == [{"torch": "another"}]
     assert provenance["versions"] != {"torch": "another"}

@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from fuzz_cache import sealed_again
+from structure_changes import sealed_again
 
 from featcache import acceptance
 from featcache.cache import Cache, find_caches

@@ -55,7 +55,8 @@ def test_only_commands_parse_arguments_or_print(package: str) -> None:
         "featcache.builder",
         "featcache.datasets",
         "heads.head_run",
-        "featcache.embed_command, heads.fit_head_command",
+        "featcache.embed_command, featcache.cache_command, heads.fit_head_command",
+        "featcache.inventory, featcache.garbage, featcache.export",
     ],
 )
 def test_torch_is_not_imported_by(modules: str) -> None:
@@ -70,7 +71,7 @@ def test_public_names_are_there() -> None:
         _ = featcache.nothing
 
 
-@pytest.mark.parametrize("command", ["embed", "fit-head"])
+@pytest.mark.parametrize("command", ["embed", "fit-head", "cache"])
 def test_help_answers_at_once(command: str) -> None:
     seconds = []
     for _ in range(3):

@@ -18,7 +18,7 @@ Files = tuple[Path, list[str], Callable[[str], bytes], list[str]]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """A folder of files that have settled, their names, a function that digests one, and the names it was called with."""
+    """A folder of settled files, their names, a function that digests one, and the names that it was called with."""
     names = [f"{i}.bin" for i in range(10)]
     for name in names:
         (tmp_path / name).write_bytes(os.urandom(100))

@@ -1,0 +1,120 @@
+"""Blocks of rows in, a file in the making that holds them out: what counts survives a crash at any moment.
+
+Only ``pwrite`` at the data sets' offsets touches the file, so that HDF5's own structure cannot be torn. A block counts
+once its rows and then its checksums are on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache import layout
+from featcache.disk import explained
+from featcache.errors import UserError
+from featcache.skeleton import padded, write_at
+from featcache.stored import Stored
+
+Array = NDArray[Any]
+
+#: Seconds between two commits: what a kill can cost.
+COMMIT_SECONDS = 1.0
+
+
+class BlockWriter:
+    """Writes to one file.
+
+    Args:
+        path: of the file.
+        provenance_offset: where its provenance lies.
+        stored: where its data sets lie, by split and name.
+    """
+
+    def __init__(self, path: Path, provenance_offset: int, stored: Mapping[str, Mapping[str, Stored]]) -> None:
+        self._folder = path.parent
+        self._stored = stored
+        self._provenance_offset = provenance_offset
+        self._uncommitted: list[tuple[str, int, Array]] = []
+        self._committed_at = time.monotonic()
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    @property
+    def is_open(self) -> bool:
+        return self._fd >= 0
+
+    def write_block(self, split: str, block: int, start: int, values: Mapping[str, Array]) -> None:
+        """Write all data sets of a block that begins at row ``start``; it counts after the next commit."""
+        checksums = np.zeros(1, layout.CHECKSUMS)
+        with explained(self._folder):
+            for name, part in values.items():
+                exact = self._write_rows(split, name, start, part)
+                checksums[name] = np.frombuffer(layout.checksum(exact), np.uint8)
+        self._uncommitted.append((split, block, checksums))
+
+    def write_origin(self, split: str, start: int, origin: NDArray[np.uint8]) -> None:
+        with explained(self._folder):
+            self._write_rows(split, "origin", start, origin)
+
+    def add_errors(self, split: str, errors: Mapping[str, str]) -> None:
+        """Record why rows have no features, by id, while there is room."""
+        if not errors:
+            return
+        stored = self._stored[split]["errors"]
+        known = stored.read()
+        slots = iter(np.flatnonzero(known["id"] == b"").tolist())
+        told = set(known["id"].tolist())
+        with explained(self._folder):
+            for row_id, message in errors.items():
+                slot = next(slots, None) if row_id.encode() not in told else None
+                if slot is not None:
+                    text = message.encode()[: layout.MESSAGE_SIZE]
+                    self._write_rows(split, "errors", slot, np.array([(row_id.encode(), text)], dtype=stored.dtype))
+
+    def commit_now_and_then(self) -> None:
+        """Commit where the last one is a while ago."""
+        if time.monotonic() - self._committed_at > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make what was written count: rows to the disk, then their checksums."""
+        if self._uncommitted:
+            with explained(self._folder):
+                os.fsync(self._fd)
+                for split, block, checksums in self._uncommitted:
+                    self._write_rows(split, "checksums", block, checksums)
+                os.fsync(self._fd)
+            self._uncommitted.clear()
+        self._committed_at = time.monotonic()
+
+    def seal(self, provenance: Mapping[str, Any]) -> None:
+        """Write the last word; from here on nothing writes to the file."""
+        with explained(self._folder):
+            write_at(self._fd, self._provenance_offset, padded(provenance))
+            os.fsync(self._fd)
+            self._close()
+
+    def leave(self, provenance: Mapping[str, Any]) -> None:
+        """Leave the file for a later build, with what could be written."""
+        with suppress(OSError, UserError):
+            self.commit()
+            write_at(self._fd, self._provenance_offset, padded(provenance))
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+    def _write_rows(self, split: str, name: str, row: int, values: Array) -> Array:
+        """Write rows of a data set; gives them as they lie in the file."""
+        stored = self._stored[split][name]
+        exact = np.ascontiguousarray(values, dtype=stored.dtype)
+        assert exact.shape[1:] == stored.shape[1:]
+        write_at(self._fd, stored.offset + row * stored.row_bytes, exact.reshape(-1).view(np.uint8).data)
+        return exact
