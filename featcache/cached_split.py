@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +17,10 @@ from featcache.errors import CacheError
 from featcache.stored import Stored
 
 Array = NDArray[Any]
+
+#: All of a split is read by up to so many threads, each of which has this many bytes to read at least.
+MAX_THREADS = 4
+THREAD_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -116,9 +122,9 @@ class CachedSplit:
         """Indices of the rows that have features and a label."""
         return np.flatnonzero((self.status == layout.OK) & (self.labels >= 0))
 
-    def load(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    def load(self, rows: NDArray[np.int64] | None = None, *, check: bool = True) -> NDArray[np.float32]:
         """Like ``read``, in float32."""
-        return self._gather(rows, np.dtype(np.float32), check=True)
+        return self._gather(rows, np.dtype(np.float32), check=check)
 
     def read(self, rows: NDArray[np.int64] | None = None, *, check: bool = True) -> Array:
         """Features of some rows.
@@ -140,9 +146,8 @@ class CachedSplit:
         """The blocks, of all or of those wanted, that do not match their checksums; reads all of them."""
         wanted = range(len(self.checksums)) if wanted is None else list(wanted)
         for data_set in layout.CHECKED:
-            told = np.ascontiguousarray(self.checksums[data_set]).tobytes()
             for block, values in self.blocks(data_set, wanted, check=False):
-                if layout.checksum(values) != _of_block(told, block):
+                if not self._matches(data_set, block, values):
                     yield Damage(self.name, data_set, *self.rows_of(block))
 
     def rows_of(self, block: int) -> tuple[int, int]:
@@ -161,18 +166,29 @@ class CachedSplit:
             check: whether to compare with the checksums.
         """
         stored = self.stored[data_set]
-        told = np.ascontiguousarray(self.checksums[data_set]).tobytes() if check else b""
-        buffer = (
-            into if into is not None else np.empty((min(self.block_rows, len(self)), *stored.shape[1:]), stored.dtype)
-        )
+        shape = (min(self.block_rows, len(self)), *stored.shape[1:])
+        buffer = np.empty(shape, stored.dtype) if into is None else into
         for block in range(len(self.checksums)) if wanted is None else wanted:
             start, stop = self.rows_of(block)
-            values = buffer[start:stop] if into is not None else buffer[: stop - start]
-            stored.read_into(values, start)
-            if check and layout.checksum(values) != _of_block(told, block):
-                damage = Damage(self.name, data_set, start, stop)
-                raise CacheError(f"{stored.file.path}: {damage}; delete the file and embed again")
+            values = buffer[: stop - start] if into is None else buffer[start:stop]
+            self._read_block(data_set, block, values, check=check)
             yield block, values
+
+    def _read_block(self, data_set: str, block: int, values: Array, *, check: bool) -> None:
+        stored, (start, stop) = self.stored[data_set], self.rows_of(block)
+        stored.read_into(values, start)
+        if check and not self._matches(data_set, block, values):
+            damage = Damage(self.name, data_set, start, stop)
+            raise CacheError(f"{stored.file.path}: {damage}; delete the file and embed again")
+
+    def _matches(self, data_set: str, block: int, values: Array) -> bool:
+        told = self._told[data_set]
+        return layout.checksum(values) == told[block * layout.DIGEST_SIZE : (block + 1) * layout.DIGEST_SIZE]
+
+    @cached_property
+    def _told(self) -> dict[str, bytes]:
+        """The checksums of each data set, one after the other."""
+        return {name: np.ascontiguousarray(self.checksums[name]).tobytes() for name in layout.CHECKED}
 
     def _whole(self, data_set: str) -> Array:
         values = np.empty(self.stored[data_set].shape, self.stored[data_set].dtype)
@@ -183,29 +199,34 @@ class CachedSplit:
 
     def _gather(self, rows: NDArray[np.int64] | None, dtype: np.dtype[Any], *, check: bool) -> Array:
         if rows is None:
-            gathered = np.empty((len(self), *self.row_shape), dtype)
-            same = dtype == self.stored["features"].dtype
-            for block, values in self.blocks("features", into=gathered if same else None, check=check):
-                if not same:
-                    gathered[slice(*self.rows_of(block))] = values
-            return gathered
+            return self._gather_all(dtype, check=check)
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"{self.name} has {len(self):,} rows; asked for rows {rows.min()} to {rows.max()}")
         gathered = np.empty((len(rows), *self.row_shape), dtype)
-        if not len(rows):
+        if self.block_rows == 1 and dtype == self.stored["features"].dtype:
+            for place, row in enumerate(rows.tolist()):
+                self._read_block("features", row, gathered[place : place + 1], check=check)
             return gathered
         order = np.argsort(rows, kind="stable")
         wanted, first = np.unique(rows[order] // self.block_rows, return_index=True)
-        ends = [*first[1:].tolist(), len(rows)]
-        spans = zip(first.tolist(), ends, strict=True)
-        for (block, values), (begin, end) in zip(
-            self.blocks("features", wanted.tolist(), check=check), spans, strict=True
-        ):
-            places = order[begin:end]
-            gathered[places] = values[rows[places] - block * self.block_rows]
+        places = np.split(order, first[1:])
+        for (block, values), here in zip(self.blocks("features", wanted.tolist(), check=check), places, strict=False):
+            gathered[here] = values[rows[here] - block * self.block_rows]
         return gathered
 
+    def _gather_all(self, dtype: np.dtype[Any], *, check: bool) -> Array:
+        gathered = np.empty((len(self), *self.row_shape), dtype)
+        same = dtype == self.stored["features"].dtype
 
-def _of_block(told: bytes, block: int) -> bytes:
-    return told[block * layout.DIGEST_SIZE : (block + 1) * layout.DIGEST_SIZE]
+        def fill(wanted: range) -> None:
+            for block, values in self.blocks("features", wanted, into=gathered if same else None, check=check):
+                if not same:
+                    gathered[slice(*self.rows_of(block))] = values
+
+        n_blocks = len(self.checksums)
+        n_threads = min(MAX_THREADS, os.cpu_count() or 1, 1 + self.stored["features"].n_bytes // THREAD_BYTES)
+        bounds = [n_blocks * i // n_threads for i in range(n_threads + 1)]
+        with ThreadPoolExecutor(n_threads) as pool:  # reading, checking and converting all let other threads run
+            list(pool.map(fill, map(range, bounds, bounds[1:])))
+        return gathered

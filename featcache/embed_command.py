@@ -90,7 +90,7 @@ def _batch_size(text: str) -> int | None:
 
 
 def embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...]) -> dict[str, Any]:
-    """Do what the flags ask for; ``given`` is recorded, so that ``bin/cache resume`` can go on. Gives the JSON object."""
+    """Do what the flags ask for, and record ``given`` for ``bin/cache resume``; gives the JSON object."""
     from featcache.datasets import load_dataset
 
     if arguments.workers is not None and arguments.workers < 0:

@@ -1,4 +1,4 @@
-"""HDF5 bytes whose checksums are wrong in, the same with right ones out: so damage gets past the first line of defence."""
+"""HDF5 bytes whose checksums are wrong in, the same with right ones out, so that damage gets past them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An open HDF5 file in, altered as a stranger could: members, links, types, layouts, attributes, values; sealed again."""
+"""A cache file in, altered out, as a stranger could: members, links, types, layouts, values; then sealed again."""
 
 from __future__ import annotations
 
