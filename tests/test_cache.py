@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,9 +14,12 @@ import numpy as np
 import pytest
 
 from featcache import layout
+from featcache.augmentation import Augmentation
+from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache, find_caches
 from featcache.embedding import Embedding
 from featcache.errors import CacheError
+from featcache.preprocessing import Preprocessing
 
 
 def test_plain_h5py_reads_it(cache: Cache) -> None:
@@ -107,16 +112,40 @@ def test_caches_are_found_newest_first(folder: Path, embed: Callable[..., Embedd
     assert find_caches(Path("nowhere")) == []
 
 
-def test_every_encoder_field_changes_the_fingerprint(cache: Cache) -> None:
-    def variants(value: object) -> list[object]:
-        if isinstance(value, dict):
-            return [{**value, key: changed} for key in value for changed in variants(value[key])]
-        if isinstance(value, list):
-            return [[*value[:i], changed, *value[i + 1 :]] for i in range(len(value)) for changed in variants(value[i])]
-        if isinstance(value, bool):
-            return [not value]
-        return [value + 1] if isinstance(value, (int, float)) else [f"{value}x"]
+def variants(value: object) -> list[object]:
+    """The same JSON value with one leaf changed, for each leaf."""
+    if isinstance(value, dict):
+        return [{**value, key: changed} for key in value for changed in variants(value[key])]
+    if isinstance(value, (list, tuple)):
+        return [[*value[:i], changed, *value[i + 1 :]] for i in range(len(value)) for changed in variants(value[i])]
+    if isinstance(value, bool):
+        return [not value]
+    return [value + 1] if isinstance(value, (int, float)) else [f"{value}x"]
 
+
+def test_every_encoder_field_changes_the_fingerprint(cache: Cache) -> None:
     fingerprints = [layout.fingerprint(encoder) for encoder in [cache.encoder, *variants(cache.encoder)]]
     assert fingerprints[0] == cache.encoder_fingerprint
+    assert len(set(fingerprints)) == len(fingerprints) > 20
+
+
+def test_every_setting_is_a_field_of_the_encoder(backbone: Backbone) -> None:
+    """Of the objects, not of their JSON: a new setting that is not recorded fails here."""
+    settings = {"cut": None, "precision": "fp32", "storage": "float16", "augmentation": Augmentation(views=2, seed=0)}
+    plain = backbone.encoder(**settings)
+    others = [{**settings, **change} for change in ({"cut": 2}, {"precision": "bf16"}, {"storage": "float32"})]
+    encoders = [backbone.encoder(**other) for other in [*others, {**settings, "augmentation": None}]]
+    for part, kind in (("preprocessing", Preprocessing), ("augmentation", Augmentation)):
+        made = backbone.preprocessing if part == "preprocessing" else settings["augmentation"]
+        for name in kind.__dataclass_fields__:
+            for value in variants(getattr(made, name)):
+                changed = copy.copy(made)
+                object.__setattr__(changed, name, value)  # past the validation: any value must be told
+                if part == "preprocessing":
+                    encoders.append(replace(backbone, preprocessing=changed).encoder(**settings))
+                else:
+                    encoders.append(backbone.encoder(**{**settings, "augmentation": changed}))
+    seeded = load_backbone("resnet18", weights="none", image_size=32, seed=1)
+    encoders += [seeded.encoder(**settings), replace(backbone, name="resnet34").encoder(**settings)]
+    fingerprints = [layout.fingerprint(encoder) for encoder in [plain, *encoders]]
     assert len(set(fingerprints)) == len(fingerprints) > 20
