@@ -66,8 +66,7 @@ class CacheBuilder:
         self._structure = read_structure(partial)
         self.provenance = read_provenance(file, self._structure)
         self._stored = stored_data_sets(file, self._structure)
-        sizes = {"block_rows": plan.block_rows, "n_classes": len(plan.class_names)}
-        self._splits = {name: CachedSplit(name, self._stored[name], **sizes) for name in plan.splits}
+        self._splits = self._opened_splits()
         self._origins = {name: self._stored[name]["origin"].read() for name in plan.splits}
         self._pending: dict[str, set[int]] = {}
         self._open: dict[tuple[str, int], _OpenBlock] = {}
@@ -131,6 +130,11 @@ class CacheBuilder:
             builder.provenance["resumed_on"] = [*builder.provenance.get("resumed_on", ()), here]
         return builder
 
+    def _opened_splits(self) -> dict[str, CachedSplit]:
+        """The splits as they lie in the file now; what they read of it once, they keep."""
+        sizes = {"block_rows": self.plan.block_rows, "n_classes": len(self.plan.class_names)}
+        return {name: CachedSplit(name, self._stored[name], **sizes) for name in self.plan.splits}
+
     def look(self) -> bool:
         """Compare every block with its checksum: whether some have none, or do not match theirs."""
         self._writer.commit()
@@ -138,8 +142,8 @@ class CacheBuilder:
         self._looks += 1
         if self._looks > MAX_LOOKS:
             raise CacheError(f"{self.partial}: blocks do not read back as they were written; the disk may be failing")
+        self._splits = self._opened_splits()
         for name, split in self._splits.items():
-            vars(split).pop("checksums", None)
             done = split.checksums["features"].any(axis=1)
             wrong = {damage.start // split.block_rows for damage in split.damages(np.flatnonzero(done).tolist())}
             wrong |= {block for block in np.flatnonzero(done).tolist() if not self._is_as_planned(split, block)}
