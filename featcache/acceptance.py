@@ -25,7 +25,8 @@ MEMORY_BYTES = 4 << 30
 CPU_SECONDS = 20
 WALL_SECONDS = 60
 
-_CHILD = "from featcache.acceptance import child; child()"
+#: Without the working folder in the path: what lies there is not to be imported.
+_CHILD = "import sys; sys.path[:] = filter(None, sys.path); from featcache.acceptance import child; child()"
 #: What HDF5 and h5py raise for files that they refuse.
 REFUSALS = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
 
@@ -52,13 +53,15 @@ def refused(path: Path, error: BaseException) -> CacheError:
 
 def is_accepted(file: CacheFile) -> bool:
     """Whether this user has accepted this very file."""
-    return _mark(file).is_file()
+    with suppress(OSError, RuntimeError):
+        return _mark(file).is_file()
+    return False
 
 
 def accept(file: CacheFile, root_digest: str) -> None:
     """Remember a file whose root digest was compared; where that can't be written, it is parsed in a child again."""
-    mark = _mark(file)
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
+        mark = _mark(file)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(root_digest + "\n")
 
@@ -69,7 +72,7 @@ def _mark(file: CacheFile) -> Path:
 
 def _from_child(path: Path) -> Structure:
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), *filter(os.path.isabs, sys.path)]),
         "OPENBLAS_NUM_THREADS": "1",
     }
     command = [sys.executable, "-c", _CHILD, str(path)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,18 @@ class BlockWriter:
             for row_id, message in errors.items():
                 slot = next(slots, None) if row_id.encode() not in told else None
                 if slot is not None:
-                    text = message.encode()[: layout.MESSAGE_SIZE]
+                    text = message.encode()[: layout.MESSAGE_SIZE].decode(errors="ignore").encode()
                     self._write_rows(split, "errors", slot, np.array([(row_id.encode(), text)], dtype=stored.dtype))
+
+    def tidy_errors(self, split: str, failed: Sequence[bytes]) -> None:
+        """Leave the records of these ids, in this order: a row may have failed once and not again."""
+        stored = self._stored[split]["errors"]
+        told = {record["id"]: record for record in stored.read() if record["id"]}
+        records = np.zeros(stored.shape, stored.dtype)
+        kept = [told[row_id] for row_id in failed if row_id in told]
+        records[: len(kept)] = kept
+        with explained(self._folder):
+            self._write_rows(split, "errors", 0, records)
 
     def commit_now_and_then(self) -> None:
         """Commit where the last one is a while ago."""

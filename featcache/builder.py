@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,20 @@ from featcache import acceptance, layout
 from featcache.block_writer import BlockWriter
 from featcache.cache import Cache, read_provenance, stored_data_sets, stored_root_digest
 from featcache.cached_split import CachedSplit
-from featcache.canary import Canary, compare, stored_canary
+from featcache.canary import Canary
 from featcache.disk import explained, sync_folder
 from featcache.errors import CacheError
 from featcache.locks import partial_path
 from featcache.plan import Plan
-from featcache.reuse import KnownRows
+from featcache.reuse import KnownRows, Wanted
 from featcache.skeleton import create
 from featcache.stored import CacheFile
 from featcache.structure import read_structure
 
 Array = NDArray[Any]
 
+#: Other machines or libraries that a build went on with, of which the last ones are told.
+MAX_RESUMED_ON = 20
 #: Passes over a file that give up on blocks that never match.
 MAX_LOOKS = 10
 
@@ -86,33 +89,37 @@ class CacheBuilder:
             UserError: the folder can't be written, or the disk has too little space.
         """
         partial = partial_path(path)
+        wanted = Wanted(plan.encoder_fingerprint, canary, str(plan.encoder["precision"]))
         with explained(path.parent):
             for leftover in path.parent.glob(f"{partial.name}.*"):
                 leftover.unlink(missing_ok=True)  # of a process that died while it made the file
-            note = ""
-            if partial.exists():
-                try:
-                    return cls._resumed(path, partial, plan, provenance, canary)
-                except CacheError as reason:
-                    note = f"{partial} is begun anew: {reason}"
-            before = partial.with_name(f"{partial.name.removesuffix('.partial')}.before.partial")
-            if partial.exists():
-                os.replace(partial, before)  # its rows may serve as another cache's do
-            known = KnownRows.find(
-                path.parent,
-                np.concatenate([rows.content for rows in plan.splits.values()]),
-                encoder_fingerprint=plan.encoder_fingerprint,
-                canary=canary,
-                precision=str(plan.encoder["precision"]),
-                without=partial,
-            )
-            origins = {name: known.origins(rows.content) for name, rows in plan.splits.items()}
-            create(partial, plan, {**provenance, "reused": known.told(), "sealed": False}, canary, origins)
+            if not partial.exists():
+                return cls._created(path, partial, plan, provenance, wanted)
+            try:
+                return cls._resumed(path, partial, plan, provenance, wanted)
+            except CacheError as reason:
+                note = f"{partial} is begun anew: {reason}"
+            aside = _unused_name(partial)
+            os.replace(partial, aside)  # its rows may serve as another cache's do
+            try:
+                return cls._created(path, partial, plan, provenance, wanted, note)
+            except BaseException:
+                os.replace(aside, partial)
+                raise
+
+    @classmethod
+    def _created(
+        cls, path: Path, partial: Path, plan: Plan, provenance: Mapping[str, Any], wanted: Wanted, note: str = ""
+    ) -> CacheBuilder:
+        content = np.concatenate([rows.content for rows in plan.splits.values()])
+        known = KnownRows.find(path.parent, content, wanted)
+        origins = {name: known.origins(rows.content) for name, rows in plan.splits.items()}
+        create(partial, plan, {**provenance, "reused": known.told(), "sealed": False}, wanted.canary, origins)
         return cls(path, partial, plan, known, note)
 
     @classmethod
     def _resumed(
-        cls, path: Path, partial: Path, plan: Plan, provenance: Mapping[str, Any], canary: Canary
+        cls, path: Path, partial: Path, plan: Plan, provenance: Mapping[str, Any], wanted: Wanted
     ) -> CacheBuilder:
         """Raises CacheError where the file is not what this build would go on with."""
         cache = Cache.open_unsealed(partial)
@@ -120,14 +127,13 @@ class CacheBuilder:
         for key in ("fingerprint", "batch"):
             if told[key] != provenance[key]:
                 raise CacheError(f"its {key} is {told[key]}, and now it is {provenance[key]}")
-        drift = compare(stored_canary(cache), canary, precision=str(plan.encoder["precision"]))
-        if drift.is_drift:
+        if (drift := wanted.drift(cache)).is_drift:
             raise CacheError(str(drift))
-        known = KnownRows.reopen(path.parent, told["reused"])
-        builder = cls(path, partial, plan, known)
+        builder = cls(path, partial, plan, KnownRows.reopen(path.parent, told["reused"], wanted))
         here = {key: provenance[key] for key in ("hardware", "threads", "versions")}
-        if any(builder.provenance[key] != value for key, value in here.items()):
-            builder.provenance["resumed_on"] = [*builder.provenance.get("resumed_on", ()), here]
+        before = builder.provenance.get("resumed_on", [])
+        if here not in before and any(builder.provenance[key] != value for key, value in here.items()):
+            builder.provenance["resumed_on"] = [*before, here][-MAX_RESUMED_ON:]
         return builder
 
     def _opened_splits(self) -> dict[str, CachedSplit]:
@@ -163,6 +169,7 @@ class CacheBuilder:
                 start, stop = self._splits[name].rows_of(block)
                 if self._origins[name][start:stop].all() and self._opened(name, block):
                     self._finish(name, block)
+                    self._writer.commit_now_and_then()
                     yield
 
     def groups(self, rows: int) -> list[tuple[str, NDArray[np.int64]]]:
@@ -262,6 +269,9 @@ class CacheBuilder:
             The path of the sealed cache.
         """
         assert not any(self._pending.values())  # the last look has compared every block with its checksum
+        for name, split in self._splits.items():
+            failed = np.flatnonzero(split.status != layout.OK).tolist()
+            self._writer.tidy_errors(name, [self.plan.splits[name].encoded_ids[row] for row in failed])
         sealed = {**self.provenance, "sealed": True, "created": _now(), "cost": self._cost(seconds)}
         sealed["root_digest"] = stored_root_digest(self._structure, sealed, self._stored)
         with explained(self.path.parent):
@@ -269,7 +279,8 @@ class CacheBuilder:
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
         acceptance.accept(CacheFile(self.path), sealed["root_digest"])
-        self.partial.with_name(f"{self.partial.name.removesuffix('.partial')}.before.partial").unlink(missing_ok=True)
+        for aside in self.path.parent.glob(f"{self.partial.name.removesuffix('.partial')}.before*.partial"):
+            aside.unlink(missing_ok=True)
         return self.path
 
     def close(self, *, seconds: float) -> None:
@@ -279,6 +290,13 @@ class CacheBuilder:
 
     def _cost(self, seconds: float) -> float:
         return round(float(self.provenance.get("cost", 0)) + seconds, 3)
+
+
+def _unused_name(partial: Path) -> Path:
+    """For a file in the making that is not gone on with."""
+    stem = partial.name.removesuffix(".partial")
+    names = (partial.with_name(f"{stem}.before{number}.partial") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _now() -> str:

@@ -62,6 +62,7 @@ class Cache:
         if root_digest != provenance["root_digest"]:
             raise CacheError(f"{path}: does not match its root digest; delete the file and embed again")
         acceptance.accept(file, root_digest)
+        file.close()
         return _cache(file, structure, provenance, data_sets)
 
     @classmethod

@@ -84,8 +84,8 @@ def _open(arguments: argparse.Namespace, given: Path) -> Cache:
 
 
 def _ls(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from featcache.cache_report import tell_inventory
-    from featcache.inventory import inventory
+    from featcache.upkeep.inventory import inventory
+    from featcache.upkeep.report import tell_inventory
 
     entries = inventory(arguments.cache_dir)
     tell_inventory(console, arguments.cache_dir, entries)
@@ -93,9 +93,9 @@ def _ls(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _info(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from featcache.cache_report import tell_description
-    from featcache.description import describe
-    from featcache.inventory import open_any
+    from featcache.upkeep.description import describe
+    from featcache.upkeep.inventory import open_any
+    from featcache.upkeep.report import tell_description
 
     told = describe(open_any(_path(arguments, arguments.file)))
     tell_description(console, told)
@@ -103,8 +103,8 @@ def _info(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _diff(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from featcache.cache_report import tell_differences
-    from featcache.differences import compare_caches
+    from featcache.upkeep.differences import compare_caches
+    from featcache.upkeep.report import tell_differences
 
     a, b = (_open(arguments, given) for given in (arguments.a, arguments.b))
     found = compare_caches(a, b)
@@ -113,7 +113,7 @@ def _diff(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from featcache.inventory import cache_paths
+    from featcache.upkeep.inventory import cache_paths
 
     paths = [_path(arguments, given) for given in arguments.files] or cache_paths(arguments.cache_dir)
     if not paths:
@@ -133,7 +133,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def _verify_one(console: Console, path: Path, check_canary: _CanaryCheck | None) -> dict[str, Any]:
     from featcache.cache import Cache
-    from featcache.verification import verify
+    from featcache.upkeep.verification import verify
 
     told: dict[str, Any] = {"file": str(path), "damages": [], "drifted": False, "canary": None}
     try:
@@ -177,7 +177,7 @@ class _CanaryCheck:
         return {"canary": str(drift), "drifted": drift.is_drift}
 
     def _today(self, cache: Cache) -> Canary | UserError:
-        from featcache.verification import todays_canary
+        from featcache.upkeep.verification import todays_canary
 
         key = (cache.encoder_fingerprint, cache.provenance["weights"], cache.provenance["batch"])
         if key not in self._now:
@@ -189,8 +189,8 @@ class _CanaryCheck:
 
 
 def _gc(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from featcache.cache_report import size
-    from featcache.garbage import delete, find_garbage
+    from featcache.upkeep.garbage import delete, find_garbage
+    from featcache.upkeep.report import size
 
     if not 0 <= arguments.older_than < float("inf"):
         raise UsageError(f"--older-than {arguments.older_than:g}: expected a number of days from 0 on")
@@ -214,7 +214,7 @@ def _gc(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from featcache.export import export
+    from featcache.upkeep.export import export
 
     cache = _open(arguments, arguments.file)
     with console.progress("exporting", "rows") as progress:
@@ -226,7 +226,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _resume(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    from featcache.resume_command import resume
+    from featcache.upkeep.resume_command import resume
 
     file = None if arguments.file is None else _path(arguments, arguments.file)
     return resume(file, arguments.cache_dir, console)

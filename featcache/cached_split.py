@@ -130,7 +130,7 @@ class CachedSplit:
         """Features of some rows.
 
         Args:
-            rows: indices in any order; None takes all rows.
+            rows: indices in any order, or (N,) booleans; None takes all rows.
             check: whether to compare the blocks that hold them with their checksums.
 
         Returns:
@@ -138,6 +138,7 @@ class CachedSplit:
 
         Raises:
             IndexError: there is no such row.
+            TypeError: rows are neither integers nor booleans.
             CacheError: a block that holds one of the rows does not match its checksum.
         """
         return self._gather(rows, self.stored["features"].dtype, check=check)
@@ -200,7 +201,7 @@ class CachedSplit:
     def _gather(self, rows: NDArray[np.int64] | None, dtype: np.dtype[Any], *, check: bool) -> Array:
         if rows is None:
             return self._gather_all(dtype, check=check)
-        rows = np.asarray(rows, dtype=np.int64)
+        rows = self._indices(rows)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"{self.name} has {len(self):,} rows; asked for rows {rows.min()} to {rows.max()}")
         gathered = np.empty((len(rows), *self.row_shape), dtype)
@@ -214,6 +215,16 @@ class CachedSplit:
         for (block, values), here in zip(self.blocks("features", wanted.tolist(), check=check), places, strict=False):
             gathered[here] = values[rows[here] - block * self.block_rows]
         return gathered
+
+    def _indices(self, rows: Array) -> NDArray[np.int64]:
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            if rows.shape != (len(self),):
+                raise IndexError(f"{self.name} has {len(self):,} rows; asked for by booleans of shape {rows.shape}")
+            return np.flatnonzero(rows)
+        if rows.ndim != 1 or (rows.dtype.kind not in "iu" and len(rows)):
+            raise TypeError(f"rows are {rows.dtype} of shape {rows.shape}; expected (n,) integers or (N,) booleans")
+        return rows.astype(np.int64)
 
     def _gather_all(self, dtype: np.dtype[Any], *, check: bool) -> Array:
         gathered = np.empty((len(self), *self.row_shape), dtype)

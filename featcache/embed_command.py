@@ -132,7 +132,7 @@ def embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...
         strict=arguments.strict,
         augmentation=_augmentation(arguments),
         max_gb=arguments.max_gb,
-        command=given,
+        command=("embed", *given),
     )
     end = backbone.staged.stages[(embedding.cut or 0) - 1]
     shape = " x ".join(str(n) for n in embedding.row_shape)

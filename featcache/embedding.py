@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +22,14 @@ from featcache.backbones import Backbone
 from featcache.batches import Batch, BatchReader, views
 from featcache.builder import CacheBuilder
 from featcache.cache import Cache
-from featcache.canary import Canary, compare, stored_canary
+from featcache.canary import Canary
 from featcache.datasets import ImageDataset
 from featcache.errors import CacheError, UserError
 from featcache.images import decode
 from featcache.locks import building
 from featcache.machine import device_name, full_fp32, versions
 from featcache.plan import Plan, PlannedRows
+from featcache.safeguards import refuse_damaged, refuse_drift, refuse_lack_of_space
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -164,11 +166,7 @@ class Embedding:
         """
         begun = time.perf_counter()
         rows = len(self.dataset)
-        if self.max_gb is not None and self.feature_bytes > self.max_gb * 1e9:
-            needed = f"{rows:,} rows of {' x '.join(map(str, self.row_shape))} take {self.feature_bytes:,} bytes"
-            raise UserError(
-                f"{needed}, more than --max-gb {self.max_gb:g}: raise it, or choose fewer rows or a later cut"
-            )
+        refuse_lack_of_space(self.cache_dir, rows, self.row_shape, self.storage, self.max_gb)
         assert self.plan.fingerprint  # reads every image for its digest; part of the time that is told
         cache, embedded = self.finished(), 0
         if cache is None:
@@ -178,7 +176,9 @@ class Embedding:
                     embedded = self._build(rows, on_progress, on_note)
                     cache = Cache.open(self.path)
         if not embedded:
-            self._refuse_drift(cache)
+            refuse_drift(cache, self.canary())
+        if self.strict:
+            refuse_damaged(cache)
         seconds = time.perf_counter() - begun
         return Embedded(
             cache=cache,
@@ -188,18 +188,6 @@ class Embedding:
             seconds=round(seconds, 3),
             images_per_s=round(embedded / seconds, 1),
         )
-
-    def _refuse_drift(self, cache: Cache) -> None:
-        drift = compare(stored_canary(cache), self.canary(), precision=self.precision)
-        if drift.is_drift:
-            before, now = cache.provenance["versions"], versions()
-            others = ", ".join(
-                f"{name} {before.get(name)} then, {now.get(name)} now" for name in now if before.get(name) != now[name]
-            )
-            raise CacheError(
-                f"{cache.path}: today's stack makes other features than it holds: {drift}"
-                f"{'; ' + others if others else ''}; delete it to embed anew, or go back to what made it"
-            )
 
     def canary(self) -> Canary:
         """What this stack makes of the pictures that ship with the package."""
@@ -243,7 +231,7 @@ class Embedding:
             "versions": versions(),
             "trunk_parameters": sum(stage.n_parameters for stage in self.backbone.staged.stages[: self.cut]),
             "command": list(self.command),
-            "working_folder": str(Path.cwd()),
+            "working_folder": _working_folder(),
         }
 
     def _embedded(self, groups: list[tuple[str, NDArray[np.int64]]]) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
@@ -298,3 +286,10 @@ class Embedding:
         if largest > np.finfo(self.storage).max:
             raise UserError(f"a feature of {largest:.3g} is beyond {self.storage}: take --storage float32")
         return features.astype(self.storage)
+
+
+def _working_folder() -> str:
+    try:
+        return os.fsencode(Path.cwd()).decode(errors="replace")
+    except FileNotFoundError:  # it was deleted
+        return ""

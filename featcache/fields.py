@@ -18,12 +18,16 @@ _PROVENANCE_FIELDS = {
     "sealed": bool, "fingerprint": str, "source": dict, "weights": str, "batch": int, "threads": int, "hardware": dict,
     "versions": dict, "trunk_parameters": int, "reused": list, "command": list,
 }  # fmt: skip
+_OPTIONAL_FIELDS = {"cost": (int, float), "resumed_on": list, "working_folder": str}
 _SEALED_FIELDS = {"created": str, "cost": (int, float), "root_digest": str}
 
 
 def checked_encoder(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of the attribute ``encoder``. Raises CacheError where it does not match its fingerprint."""
     encoder = _object(path, "the attribute encoder", attributes["encoder"].encode(), _ENCODER_FIELDS)
+    for name, known in (("precision", layout.PRECISIONS), ("storage", layout.STORAGES)):
+        if encoder[name] not in known:
+            raise CacheError(f"{path}: the encoder's {name} is {encoder[name]!r}; expected one of {', '.join(known)}")
     if layout.fingerprint(encoder) != attributes["encoder_fingerprint"]:
         raise CacheError(f"{path}: the encoder does not match its fingerprint; delete the file and embed again")
     return encoder
@@ -34,6 +38,11 @@ def checked_provenance(path: Path, data: bytes) -> dict[str, Any]:
     provenance = _object(path, "/provenance", data, _PROVENANCE_FIELDS)
     if provenance["sealed"]:
         _check_fields(path, "/provenance", provenance, _SEALED_FIELDS)
+    _check_fields(path, "/provenance", provenance, _OPTIONAL_FIELDS, optional=True)
+    for source in provenance["reused"]:
+        if not isinstance(source, dict):
+            raise CacheError(f"{path}: /provenance tells of reused caches otherwise than FORMAT.md says")
+        _check_fields(path, "reused in /provenance", source, {"file": str, "fingerprint": str})
     source = {"dataset": str, "selection": dict, "notes": list, "folder": (str, type(None))}
     _check_fields(path, "/provenance", provenance["source"], source)
     return provenance
@@ -52,7 +61,9 @@ def _object(path: Path, where: str, text: bytes, fields: Mapping[str, Any]) -> d
     return value
 
 
-def _check_fields(path: Path, where: str, value: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+def _check_fields(
+    path: Path, where: str, value: Mapping[str, Any], fields: Mapping[str, Any], *, optional: bool = False
+) -> None:
     for name, kind in fields.items():
-        if not isinstance(value.get(name), kind):
+        if not (optional and name not in value) and not isinstance(value.get(name), kind):
             raise CacheError(f"{path}: {where} has no {name}, or one of another type than FORMAT.md says")

@@ -26,13 +26,15 @@ PROVENANCE_SIZE = 65536
 ALIGNMENT = 4096
 #: The data sets of a split whose blocks of rows are checksummed.
 CHECKED = ("features", "labels", "ids", "content", "status", "origin")
+PRECISIONS = ("fp32", "bf16", "fp16")
+STORAGES = ("float16", "float32")
 SPLITS = ("train", "val", "test")
 #: At most this many failures are told in ``errors``; ``status`` marks them all.
 MAX_ERRORS = 1024
 #: Bytes of a message in ``errors``, UTF-8.
 MESSAGE_SIZE = 160
-#: Other caches that rows of one cache may be copied from: ``origin`` counts them in a byte.
-MAX_SOURCES = 255
+#: Other caches that rows of one cache may be copied from, so that the provenance holds what is told of them.
+MAX_SOURCES = 100
 
 #: ``status`` of a row.
 OK = 0

@@ -85,8 +85,18 @@ def _locked(lock: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
+        if not _is_at(fd, lock):  # deleted while we waited: others lock another file by now
+            with _locked(lock, on_wait):
+                yield
+            return
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), path.stat())
+    return False

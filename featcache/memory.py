@@ -27,7 +27,7 @@ _RACY_NS = 2_000_000_000
 
 
 def folder() -> Path:
-    """Where everything remembered lies."""
+    """Where everything remembered lies. Raises RuntimeError where this user has no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "featcache")
 
 
@@ -44,8 +44,7 @@ def remembered_digests(root: Path, names: Sequence[str], digest: Callable[[str],
     Returns:
         (N, 16) uint8.
     """
-    path = folder() / "digests" / f"{layout.digest(os.fsencode(root.resolve())).hex()}"
-    known = _load(path)
+    known = _load(root)
     now = time.time_ns()
     with ThreadPoolExecutor() as pool:
         marks = list(pool.map(lambda name: _mark(root, name, now), names, chunksize=256))
@@ -59,10 +58,11 @@ def remembered_digests(root: Path, names: Sequence[str], digest: Callable[[str],
     if missing:
         contents[missing] = np.frombuffer(b"".join(read), "V16")
         settled = np.array([is_settled for _, is_settled in marks])
+        settled &= contents != np.zeros(1, "V16")  # what could not be read may be readable next time
         new = np.zeros(int(settled.sum()), _ENTRY)
         new["key"], new["content"] = keys[settled], contents[settled]
         others = known[~np.isin(np.arange(len(known)), places[found])]
-        _save(path, np.concatenate([new, others[:_MAX_OTHERS]]))
+        _save(root, np.concatenate([new, others[:_MAX_OTHERS]]))
     return contents.view(np.uint8).reshape(len(names), layout.DIGEST_SIZE)
 
 
@@ -77,17 +77,22 @@ def _mark(root: Path, name: str, now: int) -> tuple[bytes, bool]:
     return layout.digest(os.fsencode(told)), max(times) < now - _RACY_NS
 
 
-def _load(path: Path) -> NDArray[np.void]:
-    with suppress(OSError, ValueError):
-        data = path.read_bytes()
+def _path(root: Path) -> Path:
+    return folder() / "digests" / layout.digest(os.fsencode(root.resolve())).hex()
+
+
+def _load(root: Path) -> NDArray[np.void]:
+    with suppress(OSError, RuntimeError, ValueError):
+        data = _path(root).read_bytes()
         if layout.digest(data[layout.DIGEST_SIZE :]) == data[: layout.DIGEST_SIZE]:
             return np.frombuffer(data, _ENTRY, offset=layout.DIGEST_SIZE)
     return np.zeros(0, _ENTRY)
 
 
-def _save(path: Path, entries: NDArray[np.void]) -> None:
+def _save(root: Path, entries: NDArray[np.void]) -> None:
     data = entries[np.argsort(entries["key"], kind="stable")].tobytes()
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
+        path = _path(root)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(layout.digest(data) + data)

@@ -6,7 +6,8 @@ that have a checksum. All are only read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from featcache import layout
 from featcache.cache import Cache, find_caches
-from featcache.canary import Canary, compare, stored_canary
+from featcache.canary import Canary, Drift, compare, stored_canary
 from featcache.errors import CacheError
 
 Array = NDArray[Any]
@@ -35,10 +36,12 @@ class _Source:
     def index(cls, cache: Cache) -> _Source:
         keys, splits, rows = [], [], []
         for number, split in enumerate(cache.splits.values()):
-            done = np.flatnonzero(split.checksums["features"].any(axis=1)).tolist()
-            for (block, content), (_, status) in zip(
-                split.blocks("content", done), split.blocks("status", done), strict=True
-            ):
+            for block in np.flatnonzero(split.checksums["features"].any(axis=1)).tolist():
+                try:
+                    ((_, content),) = split.blocks("content", [block])
+                    ((_, status),) = split.blocks("status", [block])
+                except CacheError:
+                    continue  # damaged: bin/cache verify tells
                 start, stop = split.rows_of(block)
                 usable = (status == layout.OK) & content.any(axis=1)
                 keys.append(_keys(content)[usable])
@@ -78,6 +81,24 @@ class _Source:
         return {"file": self.cache.path.name, **{key: provenance[key] for key in keys}}
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which caches may give rows.
+
+    Attributes:
+        encoder_fingerprint: of the encoder that made them.
+        canary: of today's stack: caches that it does not agree with give none.
+        precision: of the encoder.
+    """
+
+    encoder_fingerprint: str
+    canary: Canary
+    precision: str
+
+    def drift(self, cache: Cache) -> Drift:
+        return compare(stored_canary(cache), self.canary, precision=self.precision)
+
+
 class KnownRows:
     """Rows that other files hold; numbered sources, of which any may vanish at any time.
 
@@ -90,33 +111,18 @@ class KnownRows:
         self.drifted = tuple(drifted)
 
     @classmethod
-    def find(
-        cls, folder: Path, content: Array, *, encoder_fingerprint: str, canary: Canary, precision: str, without: Path
-    ) -> KnownRows:
-        """Look through a folder.
-
-        Args:
-            folder: of the caches.
-            content: (N, 16) uint8, the rows that are wanted.
-            encoder_fingerprint: of the rows that are wanted.
-            canary: of today's stack: caches that it does not agree with are passed over.
-            precision: of the encoder.
-            without: a file that is no source.
-        """
+    def find(cls, folder: Path, content: Array, wanted: Wanted) -> KnownRows:
+        """Look through a folder of caches for rows of these contents, (N, 16) uint8."""
         sources, drifted = [], []
         missing = np.ones(len(content), bool)
         for cache in (*find_caches(folder), *find_partials(folder)):
-            if cache.encoder_fingerprint != encoder_fingerprint or cache.path == without:
+            if cache.encoder_fingerprint != wanted.encoder_fingerprint:
                 continue
-            try:
-                source = _Source.index(cache)
-            except CacheError:
-                continue  # damaged: bin/cache verify tells
+            source = _Source.index(cache)
             here = missing & (source.find(content) >= 0)
             if not here.any():
                 continue
-            drift = compare(stored_canary(cache), canary, precision=precision)
-            if drift.is_drift:
+            if (drift := wanted.drift(cache)).is_drift:
                 drifted.append(f"{here.sum():,} rows of {cache.path} are not reused: {drift}")
                 continue
             missing &= ~here
@@ -124,15 +130,16 @@ class KnownRows:
         return cls(sources[: layout.MAX_SOURCES], drifted)
 
     @classmethod
-    def reopen(cls, folder: Path, told: Sequence[Mapping[str, Any]]) -> KnownRows:
-        """The sources that an interrupted build took rows from, under the same numbers."""
-        there = {cache.fingerprint: cache for cache in (*find_partials(folder), *find_caches(folder))}
+    def reopen(cls, folder: Path, told: Sequence[Mapping[str, Any]], wanted: Wanted) -> KnownRows:
+        """The sources that an interrupted build took rows from, under the same numbers, as far as they still serve."""
+        there = {
+            (cache.path.name, cache.fingerprint): cache for cache in (*find_partials(folder), *find_caches(folder))
+        }
         sources: list[_Source | None] = []
         for source in told:
-            try:
-                sources.append(_Source.index(there[source["fingerprint"]]))
-            except (CacheError, KeyError):
-                sources.append(None)
+            cache = there.get((source["file"], source["fingerprint"]))
+            serves = cache and cache.encoder_fingerprint == wanted.encoder_fingerprint
+            sources.append(_Source.index(cache) if cache and serves and not wanted.drift(cache).is_drift else None)
         return cls(sources)
 
     def origins(self, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -151,7 +158,6 @@ class KnownRows:
         try:
             return source.read(content)
         except CacheError:
-            self._sources[number - 1] = None
             return None
 
     def told(self) -> list[dict[str, Any]]:
@@ -159,14 +165,12 @@ class KnownRows:
         return [source.told() for source in self._sources if source]
 
 
-def find_partials(folder: Path, on_refusal: Callable[[CacheError], None] = lambda error: None) -> list[Cache]:
+def find_partials(folder: Path) -> list[Cache]:
     """The files in the making in a folder, of this host and others."""
     found = []
     for path in sorted(folder.glob(".*.partial")):
-        try:
+        with suppress(CacheError):
             found.append(Cache.open_unsealed(path))
-        except CacheError as error:
-            on_refusal(error)
     return found
 
 

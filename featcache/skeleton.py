@@ -80,7 +80,7 @@ def _write_structure(path: Path, plan: Plan, canary: Canary) -> dict[str, int]:
     import h5py
 
     alignment = {"alignment_threshold": 1, "alignment_interval": layout.ALIGNMENT}
-    with h5py.File(path, "w", libver=("v110", "v110"), **alignment) as file:
+    with h5py.File(path, "w", libver=("v110", "v110"), locking=False, **alignment) as file:
         for name, value in plan.attributes.items():
             if isinstance(value, int):
                 file.attrs[name] = value

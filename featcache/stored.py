@@ -25,7 +25,7 @@ class CacheFile:
 
     Attributes:
         path: of the file.
-        identity: device, inode, size and time of change: whether a path still leads to the same file.
+        identity: device, inode, size, and times of modification and of change.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,12 +43,18 @@ class CacheFile:
     def _descriptor(self) -> int:
         if self._fd is None:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            if _identity(os.fstat(fd))[:3] != self.identity[:3]:
+            if _identity(os.fstat(fd))[:4] != self.identity[:4]:  # a new name changes the time of change alone
                 os.close(fd)
                 raise CacheError(f"{self.path}: was replaced since it was opened; open it again")
             self._fd = fd
-            weakref.finalize(self, os.close, fd)
+            self._finalizer = weakref.finalize(self, os.close, fd)
         return self._fd
+
+    def close(self) -> None:
+        """Hold no descriptor until something is read again."""
+        if self._fd is not None:
+            self._fd = None
+            self._finalizer()
 
     def read_into(self, values: Array, offset: int) -> None:
         """Fill a contiguous array from the bytes at an offset. Raises CacheError where they can't be read."""
@@ -68,8 +74,8 @@ class CacheFile:
             return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
+def _identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @dataclass(frozen=True)

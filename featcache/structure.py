@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featcache import layout
 from featcache.errors import CacheError
 
@@ -23,6 +25,9 @@ _ATTRIBUTES = {*_INTEGERS, *_TEXTS, "class_names"}
 #: The most bytes that one attribute may take, and one id.
 _MAX_ATTRIBUTE = 1 << 24
 _MAX_ID = 4096
+#: The most bytes of the canary's features, and of a file that may be nothing but holes.
+_MAX_CANARY = 1 << 30
+_MAX_HOLES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def read_structure(path: Path) -> Structure:
 
     with h5py.File(path, "r", locking=False) as file:
         attributes = _read_attributes(path, file)
-        n_bytes = path.stat().st_size
+        n_bytes = _size(path)
         members = _members(path, file)
         splits = {name: members[name] for name in layout.SPLITS if name in members}
         if set(members) != {"provenance", "canary", *splits} or not {"train", "test"} <= set(splits):
@@ -76,6 +81,7 @@ def read_structure(path: Path) -> Structure:
             splits={name: _describe(path, group) for name, group in splits.items()},
             canary=_describe(path, members["canary"]),
         )
+        _check_rows(path, structure)
         extents = [(structure.provenance, layout.PROVENANCE_SIZE)]
         for name, group in (*splits.items(), ("canary", members["canary"])):
             data_sets = structure.data_sets(name)
@@ -93,6 +99,31 @@ def read_structure(path: Path) -> Structure:
     if any(start + size > after for (start, size), (after, _) in pairwise(extents)):
         raise CacheError(f"{path}: data sets overlap in the file")
     return structure
+
+
+def _size(path: Path) -> int:
+    """Of the file; one that is little more than holes is refused, for to read it takes memory that it never took."""
+    status = path.stat()
+    held = status.st_blocks * 512
+    if status.st_size > _MAX_HOLES and 0 < held < status.st_size // 64:
+        raise CacheError(f"{path}: a sparse file of {status.st_size:,} bytes that holds {held:,}")
+    return status.st_size
+
+
+def _check_rows(path: Path, structure: Structure) -> None:
+    """That all rows are of one shape and type, and blocks of the size that FORMAT.md says."""
+    groups = [structure.canary, *structure.splits.values()]
+    shape, storage = tuple(groups[0]["feature_shape"]), groups[0]["storage"]
+    if any((tuple(group["feature_shape"]), group["storage"]) != (shape, storage) for group in groups):
+        raise CacheError(f"{path}: features of the splits and the canary differ in shape or type")
+    row_bytes = layout.n_bytes(np.dtype(storage), shape)
+    told, expected = structure.attributes["block_rows"], layout.block_rows(row_bytes)
+    if told != expected:
+        raise CacheError(
+            f"{path}: the attribute block_rows is {told}; expected {expected} for rows of {row_bytes:,} bytes"
+        )
+    if structure.canary["rows"] * row_bytes > _MAX_CANARY:
+        raise CacheError(f"{path}: /canary/features takes more than {_MAX_CANARY:,} bytes")
 
 
 def _read_attributes(path: Path, file: Any) -> dict[str, Any]:
@@ -193,15 +224,18 @@ def _offset(path: Path, data_set: Any) -> int:
     offset = data_set.id.get_offset() if plain else None
     if offset is None or creation.get_external_count() or creation.get_nfilters():
         raise CacheError(f"{path}: {data_set.name} is not stored as one contiguous piece of this file")
+    if offset % layout.ALIGNMENT:
+        raise CacheError(f"{path}: {data_set.name} does not begin at a multiple of {layout.ALIGNMENT:,} bytes")
     return int(offset)
 
 
 def _plain(dtype: Any) -> Any:
     """The type without h5py's notes on it (that bytes are UTF-8)."""
-    import numpy as np
-
     if dtype.names:
-        return np.dtype([(name, _plain(dtype[name])) for name in dtype.names])
+        offsets = [dtype.fields[name][1] for name in dtype.names]
+        formats = [_plain(dtype[name]) for name in dtype.names]
+        fields: Any = {"names": dtype.names, "formats": formats, "offsets": offsets, "itemsize": dtype.itemsize}
+        return np.dtype(fields)
     if dtype.subdtype:
         return np.dtype((_plain(dtype.subdtype[0]), dtype.subdtype[1]))
     return np.dtype(dtype.str)

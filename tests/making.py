@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import ArrayImages, ImageDataset, Split
 from featcache.embedding import Embedding
@@ -62,3 +64,37 @@ def age(path: Path, days: float) -> None:
 
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def numbered(train: np.ndarray, n_test: int = 12) -> ImageDataset:
+    """Noise pictures in memory, one for each number."""
+    numbers = {"train": train, "test": np.arange(100_000, 100_000 + n_test)}
+    splits = {}
+    for name, chosen in numbers.items():
+        pixels = np.stack([np.random.default_rng(int(i)).integers(0, 256, (8, 8), dtype=np.uint8) for i in chosen])
+        splits[name] = Split(tuple(f"{name}/{i}" for i in chosen), chosen.astype(np.int64) % 2, ArrayImages(pixels))
+    return ImageDataset("noise", ("a", "b"), splits)
+
+
+def assert_equal_to_a_fresh_build(cache: Cache, work: Embedding, folder: Path) -> None:
+    fresh = replace(work, cache_dir=folder).run().cache
+    for name, split in fresh.splits.items():
+        reused = cache.splits[name]
+        assert reused.ids == split.ids
+        for part in ("labels", "content", "status"):
+            np.testing.assert_array_equal(getattr(reused, part), getattr(split, part))
+        np.testing.assert_allclose(reused.load(), split.load(), rtol=2e-3, atol=2e-3)
+    assert not cache.damages()
+
+
+def with_other_weights(backbone: Backbone) -> Backbone:
+    """The same backbone by name and recorded digest, with one weight changed: what a silent change would look like."""
+    staged = load_backbone("resnet18", weights="none", image_size=32).staged
+    staged.model.get_parameter("layer4.1.conv2.weight").data.mul_(1.5)
+    return replace(backbone, staged=staged)
+
+
+def stopped(work: Embedding, rows: int) -> None:
+    """A build that is interrupted once so many rows are there."""
+    with pytest.raises(Stop):
+        work.run(on_progress=stop_after(rows))

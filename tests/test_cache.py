@@ -48,6 +48,11 @@ def test_some_rows_are_loaded_as_they_stand(cache: Cache) -> None:
     rows = np.array([0, 7, 31])
     np.testing.assert_array_equal(split.load(rows), split.load()[rows])
     assert split.load(np.array([], dtype=np.int64)).shape == (0, 512)
+    np.testing.assert_array_equal(split.load(split.labels == 1), split.load()[20:])
+    with pytest.raises(IndexError, match="train has 40 rows; asked for by booleans of shape"):
+        split.load(np.ones(39, bool))
+    with pytest.raises(TypeError, match="rows are float64"):
+        split.load(np.array([0.5]))
 
 
 @pytest.mark.parametrize("data_set", layout.CHECKED)

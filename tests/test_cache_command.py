@@ -20,7 +20,7 @@ from featcache.datasets import load_dataset
 from featcache.embedding import Embedding
 from featcache.errors import UserError
 from featcache.locks import building
-from featcache.verification import todays_canary
+from featcache.upkeep.verification import todays_canary
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]

@@ -5,8 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import multiprocessing
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +19,11 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from test_reuse import numbered
+from conftest import QUICK
+from making import numbered
 
-from featcache.cache import Cache, find_caches
+from featcache import locks
+from featcache.cache import Cache
 from featcache.cached_split import CachedSplit
 from featcache.embedding import Embedding
 from featcache.errors import CacheError
@@ -93,8 +100,8 @@ def watch(folder: Path, stop: multiprocessing.synchronize.Event, seen: multiproc
     opened = 0
     seen.put("ready")
     while not stop.is_set():
-        for cache in find_caches(folder):
-            assert not cache.damages()
+        for path in folder.glob("*.h5"):
+            assert not Cache.open(path).damages()
             opened += 1
     seen.put(opened)
 
@@ -112,6 +119,53 @@ def test_readers_never_see_half_a_file(embed: Embed, tmp_path: Path) -> None:
     assert seen.get(timeout=60) > 0
     reader.join()
     assert reader.exitcode == 0
+
+
+def test_many_open_caches_hold_no_descriptors(cache: Cache) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opened = [Cache.open(cache.path) for _ in range(50)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert all(len(each.splits["train"].load()) == 40 for each in opened)
+
+
+def test_a_lock_that_was_deleted_by_another_is_taken_anew(tmp_path: Path) -> None:
+    path = tmp_path / "features" / "x.h5"
+    inside, overlaps = [], []
+
+    def build() -> None:
+        with building(path):
+            inside.append(1)
+            overlaps.append(len(inside))
+            time.sleep(0.3)
+            inside.pop()
+
+    with building(path):
+        waiting = threading.Thread(target=build)
+        waiting.start()
+        time.sleep(0.3)
+        for lock in locks._locks(path):
+            lock.unlink()  # as bin/cache gc does
+    others = [threading.Thread(target=build) for _ in range(3)]
+    for thread in others:
+        thread.start()
+    for thread in (waiting, *others):
+        thread.join()
+    assert overlaps == [1, 1, 1, 1]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build the shim with")
+def test_a_real_build_where_flock_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "shim.c"
+    source.write_text("#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n")
+    shim = tmp_path / "shim.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source], check=True)
+    command = [sys.executable, Path(__file__).parents[1] / "bin" / "embed", *QUICK]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "LD_PRELOAD": str(shim)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "features").glob("*.h5")
+    assert not Cache.open(path).damages()
 
 
 def test_without_locks_in_the_folder_builders_are_still_kept_apart(

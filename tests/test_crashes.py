@@ -114,8 +114,8 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
             assert contents(Cache.open(folder / str(told["cache"]))) == expected
             builds += 1
         else:
-            if end != signal.SIGKILL and "Traceback" not in err and "interrupted" in err:
-                assert "what is done is kept" in err
+            if end != signal.SIGKILL and process.returncode == 1:  # else it came before Python heeded signals
+                assert err.endswith("interrupted; what is done is kept: run the same command to go on\n")
             after = rows_that_count(folder)
             assert after >= before  # nothing that counted is lost
             counted = max(counted, after)

@@ -106,3 +106,7 @@ def test_strict_fails_at_once_and_names_the_file(dirty: tuple[Path, dict[str, st
     assert "train/a/" in err
     assert "mend or remove it, or go without --strict" in err
     assert not list(Path("features").glob("*.h5"))
+    run(*EMBED, dirty[0])
+    status, _, err = run(*EMBED, dirty[0], "--strict")  # the rows are there already
+    assert status == 1
+    assert "mend or remove it, or go without --strict" in err

@@ -17,7 +17,7 @@ from featcache.cached_split import CachedSplit
 from featcache.datasets import load_dataset
 from featcache.embedding import Embedding
 from featcache.errors import CacheError, UserError
-from featcache.export import COLUMNS, export
+from featcache.upkeep.export import COLUMNS, export
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]

@@ -89,7 +89,7 @@ def test_gc_leaves_what_is_being_built(embed: Embed, run: Run) -> None:
 
 
 def test_gc_deletes_no_file_that_changed_or_is_in_use_since_it_was_judged(embed: Embed) -> None:
-    from featcache.garbage import delete, find_garbage
+    from featcache.upkeep.garbage import delete, find_garbage
 
     work = embed(noise(700))
     partial = interrupted(work, 520)

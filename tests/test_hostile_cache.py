@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from structure_changes import sealed_again
 from featcache import acceptance
 from featcache.cache import Cache, find_caches
 from featcache.errors import CacheError
+from featcache.skeleton import padded
 from featcache.stored import CacheFile
 
 FUZZ = Path(__file__).with_name("fuzz_cache.py")
@@ -130,14 +130,64 @@ def test_a_crash_of_hdf5_is_an_error_of_one_line(cache: Cache, tmp_path: Path, m
     assert Cache.open(cache.path).path == cache.path  # accepted when it was made: no child
 
 
-def test_the_child_has_limits(tmp_path: Path) -> None:
-    greedy = "import resource, featcache.acceptance as a; a.read_structure = lambda path: bytearray(1 << 36); a.child()"
-    environment = {**os.environ, "PYTHONPATH": str(FUZZ.parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", greedy, tmp_path], env=environment, capture_output=True, text=True, check=True
-    )
-    assert "error" in json.loads(done.stdout)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8 << 20
+def test_the_child_has_limits(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "copy.h5"
+    shutil.copy(cache.path, path)
+    greedy = "import featcache.acceptance as a; read = a.read_structure; "
+    greedy += "a.read_structure = lambda path: (bytearray({gib} << 30), read(path))[1]; a.child()"
+    monkeypatch.setattr(acceptance, "_CHILD", greedy.format(gib=1))
+    assert Cache.open(path).path == path
+    path.touch()
+    monkeypatch.setattr(acceptance, "_CHILD", greedy.format(gib=6))
+    with pytest.raises(CacheError, match="copy.h5: cut off, damaged, or no feature cache"):
+        Cache.open(path)
+    spin = "def spin(path):\n    while True: pass\n"
+    busy = f"import featcache.acceptance as a\n{spin}a.read_structure, a.CPU_SECONDS = spin, 1\na.child()"
+    monkeypatch.setattr(acceptance, "_CHILD", busy)
+    with pytest.raises(CacheError, match=r"ended a child process \(SIG(XCPU|KILL)\)"):
+        Cache.open(path)
+
+
+def test_what_lies_in_the_working_folder_is_not_imported(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    shutil.copy(cache.path, folder / "copy.h5")
+    for name in ("h5py", "numpy", "resource", "json", "featcache", "sitecustomize"):
+        (folder / f"{name}.py").write_text("import pathlib; pathlib.Path('executed').touch()")
+    monkeypatch.chdir(folder)
+    assert Cache.open("copy.h5").class_names == cache.class_names
+    assert not (folder / "executed").exists()
+
+
+def test_a_file_of_holes_is_refused(cache: Cache, tmp_path: Path) -> None:
+    path = tmp_path / "holes.h5"
+    shutil.copy(cache.path, path)
+    os.truncate(path, 1 << 33)
+    with pytest.raises(CacheError, match="a sparse file of 8,589,934,592 bytes that holds"):
+        Cache.open(path)
+
+
+PROVENANCE = {
+    "reused": [[5], [{"fingerprint": []}]],
+    "resumed_on": [3],
+    "cost": ["x"],
+    "batch": ["16"],
+    "command": ["embed"],
+}
+
+
+@pytest.mark.parametrize("name", PROVENANCE)
+def test_provenance_of_the_wrong_type_is_refused(altered: Callable[..., Path], name: str) -> None:
+    for value in PROVENANCE[name]:
+
+        def change(file: h5py.File, value: object = value) -> None:
+            told = {**json.loads(file["provenance"][()]), name: value}
+            file["provenance"][()] = padded(told)
+
+        with pytest.raises(CacheError, match="/provenance"):
+            Cache.open(altered(change))
 
 
 def test_a_file_is_parsed_here_only_once_it_was_accepted(

@@ -90,9 +90,19 @@ def test_files_that_are_gone_are_left_to_the_reader(files: Files) -> None:
     assert found[:-1].all()
 
 
+def test_what_could_not_be_read_is_read_again(files: Files) -> None:
+    root, names, digest, read = files
+    assert not remembered_digests(root, names, lambda name: bytes(16)).any()
+    np.testing.assert_array_equal(remembered_digests(root, names, digest), fresh(root, names))
+    assert sorted(read) == names
+
+
 def test_memory_that_cannot_be_written_is_done_without(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     root, names, digest, read = files
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "0.bin"))
     for _ in range(2):
         np.testing.assert_array_equal(remembered_digests(root, names, digest), fresh(root, names))
     assert len(read) == 2 * len(names)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    np.testing.assert_array_equal(remembered_digests(root, names, digest), fresh(root, names))

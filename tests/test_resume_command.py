@@ -74,11 +74,14 @@ def test_resume_prints_one_object(asked: Callable[..., Path], run: Run) -> None:
 
 BAD_RECORDS = {
     "nothing": ([], "does not say how it was asked for"),
-    "an unknown flag": (["--dataset", "./pictures", "--run", "\x1b[2Jrm -rf"], r"unrecognized arguments: --run \x1b"),
-    "help": (["--help"], "records a command line that bin/embed does not take"),
-    "another command": (["rm", "-rf", "pictures"], "unrecognized arguments: rm -rf pictures"),
-    "no words": ([1, None], "records a command line that is none"),
-    "an end of flags": (["--dataset", "./pictures", "--"], "unrecognized arguments: -"),
+    "an unknown flag": (
+        ["embed", "--dataset", "./pictures", "--run", "\x1b[2Jrm -rf"],
+        r"unrecognized arguments: --run \x1b",
+    ),
+    "help": (["embed", "--help"], "records a command line that bin/embed does not take"),
+    "another command": (["rm", "-rf", "pictures"], "records a command line that is no bin/embed"),
+    "no words": ([1, None], "records a command line that is no bin/embed"),
+    "an end of flags": (["embed", "--dataset", "./pictures", "--"], "unrecognized arguments: -"),
 }
 
 
@@ -98,8 +101,21 @@ def test_resume_runs_nothing_but_embed(
     assert folder.exists()
 
 
+def test_resume_of_a_plain_bin_embed(asked: Callable[..., Path], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = asked(*FLAGS, record=["embed"])
+    done: list[object] = []
+
+    def embed(arguments: object, console: object, given: tuple[str, ...]) -> dict[str, str]:
+        done.append(arguments.dataset)
+        return {"cache": partial.name}
+
+    monkeypatch.setattr(embed_command, "embed", embed)
+    assert run("cache", "resume")[0] == 0
+    assert done == ["digits"]
+
+
 def test_resume_where_the_folder_is_gone(asked: Callable[..., Path], run: Run, tmp_path: Path) -> None:
-    asked("--dataset", "./pictures", *FLAGS, record=["--dataset", "./p\x1b[2J"], begun_in=tmp_path / "gone")
+    asked("--dataset", "./pictures", *FLAGS, record=["embed", "--dataset", "./p\x1b[2J"], begun_in=tmp_path / "gone")
     status, _, err = run("cache", "resume")
     assert status == 1
     assert r"gone that it was begun in is gone; run by hand: embed --dataset './p\x1b[2J'" in err

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import draw
+from making import assert_equal_to_a_fresh_build, numbered, with_other_weights
 
 from featcache import embedding as embedding_module
-from featcache.backbones import Backbone, load_backbone
-from featcache.cache import Cache
-from featcache.datasets import ArrayImages, ImageDataset, Split, load_dataset
+from featcache.backbones import Backbone
+from featcache.datasets import load_dataset
 from featcache.embedding import Embedding
 from featcache.errors import CacheError
 from featcache.locks import partial_path
@@ -45,27 +44,6 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(Embedding, "_forward", counting)
     monkeypatch.setattr(Embedding, "canary", uncounted)
     return counted
-
-
-def numbered(train: np.ndarray, n_test: int = 12) -> ImageDataset:
-    """Noise pictures in memory, one for each number."""
-    numbers = {"train": train, "test": np.arange(100_000, 100_000 + n_test)}
-    splits = {}
-    for name, chosen in numbers.items():
-        pixels = np.stack([np.random.default_rng(int(i)).integers(0, 256, (8, 8), dtype=np.uint8) for i in chosen])
-        splits[name] = Split(tuple(f"{name}/{i}" for i in chosen), chosen.astype(np.int64) % 2, ArrayImages(pixels))
-    return ImageDataset("noise", ("a", "b"), splits)
-
-
-def assert_equal_to_a_fresh_build(cache: Cache, work: Embedding, folder: Path) -> None:
-    fresh = replace(work, cache_dir=folder).run().cache
-    for name, split in fresh.splits.items():
-        reused = cache.splits[name]
-        assert reused.ids == split.ids
-        for part in ("labels", "content", "status"):
-            np.testing.assert_array_equal(getattr(reused, part), getattr(split, part))
-        np.testing.assert_allclose(reused.load(), split.load(), rtol=2e-3, atol=2e-3)
-    assert not cache.damages()
 
 
 def test_ten_images_more_are_ten_forward_passes(embed: Embed, forwards: list[int], tmp_path: Path) -> None:
@@ -135,39 +113,14 @@ def test_damaged_sources_are_not_copied(embed: Embed, forwards: list[int], tmp_p
     assert_equal_to_a_fresh_build(embedded.cache, work, tmp_path / "fresh")
 
 
-def test_a_source_that_vanishes_in_the_middle_is_made_up_for(embed: Embed, tmp_path: Path) -> None:
-    first = embed(numbered(np.arange(600))).run().cache
-    work = embed(numbered(np.arange(0, 1400, 2)))  # blocks of old and new rows
-
-    def vanish(done: int, total: int) -> None:
-        if done > 400 and first.path.exists():
-            first.path.unlink()
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        work.run(on_progress=vanish)
-    embedded = work.run()
-    assert_equal_to_a_fresh_build(embedded.cache, work, tmp_path / "fresh")
-    assert 0 < np.count_nonzero(embedded.cache.splits["train"].origin) < 300
-
-
-def test_a_build_with_reused_rows_goes_on_to_the_same_bytes(embed: Embed, tmp_path: Path) -> None:
-    old, new = numbered(np.arange(0, 900, 3)), numbered(np.arange(900))
-    for name in ("whole", "torn"):
-        embed(old, cache_dir=tmp_path / name).run()
-    whole = embed(new, cache_dir=tmp_path / "whole").run().cache
-    for limit in (400, 600, 800):
-
-        def stop(done: int, total: int, limit: int = limit) -> None:
-            if done >= limit:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            embed(new, cache_dir=tmp_path / "torn").run(on_progress=stop)
-    torn = embed(new, cache_dir=tmp_path / "torn").run().cache
-    for name, split in whole.splits.items():
-        for part, stored in split.stored.items():
-            np.testing.assert_array_equal(torn.splits[name].stored[part].read(), stored.read(), err_msg=part)
+def test_one_bad_block_of_a_source_costs_its_rows_alone(embed: Embed) -> None:
+    first = embed(numbered(np.arange(1000))).run().cache
+    stored = first.splits["train"].stored
+    with first.path.open("r+b") as file:
+        for part, row in (("content", 10), ("features", 300)):
+            file.seek(stored[part].offset + row * stored[part].row_bytes)
+            file.write(b"\xff" * 2)
+    assert embed(numbered(np.arange(1010))).run().rows_reused == 1012 - 512
 
 
 def test_a_dead_builder_of_another_host_leaves_its_rows(
@@ -207,13 +160,6 @@ def test_two_hosts_build_privately_and_either_result_stands(embed: Embed, monkey
     assert paths[1] == cache.path
     assert not cache.damages()
     assert not list(cache.path.parent.glob(".*.partial"))
-
-
-def with_other_weights(backbone: Backbone) -> Backbone:
-    """The same backbone by name and recorded digest, with one weight changed: what a silent change would look like."""
-    staged = load_backbone("resnet18", weights="none", image_size=32).staged
-    staged.model.get_parameter("layer4.1.conv2.weight").data.mul_(1.5)
-    return replace(backbone, staged=staged)
 
 
 def test_a_stack_that_has_drifted_is_told_and_its_rows_are_not_reused(

@@ -18,9 +18,9 @@ import numpy as np
 
 from featcache.cache import Cache
 from featcache.cached_split import CachedSplit
-from featcache.description import status_name
 from featcache.disk import explained, sync_folder
 from featcache.errors import UserError, missing_extra
+from featcache.upkeep.description import status_name
 
 COLUMNS = ("row", "id", "label", "class", "status", "content")
 

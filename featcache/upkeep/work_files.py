@@ -15,7 +15,7 @@ Kind = Literal["partial", "leftover", "lock"]
 #: As ``featcache.locks``, ``builder`` and ``skeleton`` name them.
 _NAME = re.compile(
     r"\.(?P<cache>.+\.h5)\.(?P<host>[0-9a-f]{8})\."
-    r"(?:(?P<partial>(?:before\.)?partial)|(?P<leftover>partial\.[0-9]+)|(?P<lock>lock))",
+    r"(?:(?P<partial>(?:before[0-9]*\.)?partial)|(?P<leftover>partial\.[0-9]+)|(?P<lock>lock))",
     re.DOTALL,
 )
 

@@ -13,7 +13,7 @@ import numpy as np
 from featcache.cache import Cache
 from featcache.cached_split import CachedSplit
 from featcache.errors import CacheError
-from featcache.work_files import find_work_files, work_file
+from featcache.upkeep.work_files import find_work_files, work_file
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from featcache.cache import Cache
 from featcache.command_line import Console
 from featcache.errors import CacheError, UserError
 from featcache.printable import printable
-from featcache.work_files import WorkFile, find_work_files, work_file
+from featcache.upkeep.work_files import WorkFile, find_work_files, work_file
 
 _BY_HAND = "run the same bin/embed as before to go on"
 
@@ -78,7 +78,7 @@ def _chosen(file: Path | None, cache_dir: Path, console: Console) -> list[WorkFi
             console.note(f"{each.path}: a process is building it; left to that")
         elif not each.is_ours:
             console.note(f"{each.path}: of another host; name it to go on with it here, its rows are reused")
-        elif each.cache not in chosen or ".before." in chosen[each.cache].path.name:
+        elif each.cache not in chosen or ".before" in chosen[each.cache].path.name:
             chosen[each.cache] = each
     if not chosen:
         console.note(f"{cache_dir}: nothing to go on with")
@@ -102,12 +102,12 @@ def _go_on(partial: WorkFile, console: Console) -> dict[str, Any]:
 
 def _recorded(cache: Cache, cache_dir: Path) -> _Recorded:
     """Raises CacheError where nothing that can be run is recorded."""
-    argv, folder = cache.provenance["command"], cache.provenance.get("working_folder")
-    if not argv or not isinstance(folder, str):
+    command, folder = cache.provenance["command"], cache.provenance.get("working_folder")
+    if not command or not isinstance(folder, str):
         raise CacheError(f"{cache.path}: does not say how it was asked for; {_BY_HAND}")
-    if not all(isinstance(word, str) and "\0" not in word for word in argv) or "\0" in folder:
-        raise CacheError(f"{cache.path}: records a command line that is none; {_BY_HAND}")
-    full = (*argv, "--cache-dir", str(cache_dir))
+    if not all(isinstance(word, str) and "\0" not in word for word in (*command, folder)) or command[0] != "embed":
+        raise CacheError(f"{cache.path}: records a command line that is no bin/embed; {_BY_HAND}")
+    full = (*command[1:], "--cache-dir", str(cache_dir))
     said = io.StringIO()
     try:
         with redirect_stderr(said), redirect_stdout(said):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from featcache.command_line import Console
-from featcache.differences import Differences, Fields, SplitDifferences
-from featcache.inventory import Entry
+from featcache.upkeep.differences import Differences, Fields, SplitDifferences
+from featcache.upkeep.inventory import Entry
 
 #: So many examples or classes are shown; ``--json`` has all.
 _FEW = 5
@@ -79,9 +79,8 @@ def _tell_split(console: Console, name: str, split: Mapping[str, Any]) -> None:
     for each in split.get("origin", ()):
         if each["file"] is not None:
             console.note(f"  {each['rows']:,} rows copied from {each['file']}")
-    for key, words in (("unlabelled", "without a label"), ("labels_without_class", "with a label beyond the classes")):
-        if split.get(key):
-            console.note(f"  {split[key]:,} rows {words}")
+    if split.get("unlabelled"):
+        console.note(f"  {split['unlabelled']:,} rows without a label")
     damaged = split.get("damaged", ())
     if damaged:
         console.note(f"  {len(damaged):,} rows without features:")

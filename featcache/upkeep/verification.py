@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from featcache import layout
 from featcache.cache import Cache
 from featcache.cached_split import CachedSplit, Damage
-from featcache.differences import differing_fields
 from featcache.errors import CacheError, UserError
+from featcache.upkeep.differences import differing_fields
 
 if TYPE_CHECKING:
     import torch
@@ -91,12 +91,13 @@ def _joined(damages: Iterable[Damage]) -> list[Damage]:
 
 def _faults(cache: Cache, split: CachedSplit) -> list[str]:
     """What is wrong with values that match their checksums."""
-    try:
-        assert split.ids
-    except CacheError as error:
-        return [_without_path(cache, error)]
-    beyond = int((split.labels >= len(cache.class_names)).sum())
-    return [f"/{split.name}/labels: {beyond:,} are beyond the {len(cache.class_names)} classes"] if beyond else []
+    faults = []
+    for part in ("ids", "labels"):
+        try:
+            getattr(split, part)
+        except CacheError as error:
+            faults.append(_without_path(cache, error))
+    return faults
 
 
 def _without_path(cache: Cache, error: CacheError) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from featcache import layout
 from featcache.cache import Cache
 from featcache.cached_split import CachedSplit
-from featcache.inventory import rows_done
+from featcache.upkeep.inventory import rows_done
 
 
 def describe(cache: Cache) -> dict[str, Any]:
@@ -50,7 +50,6 @@ def _rows(cache: Cache, split: CachedSplit) -> dict[str, Any]:
     of_label = dict(zip(labels.tolist(), counts.tolist(), strict=True))
     of_class = [{"name": name, "rows": of_label.pop(label, 0)} for label, name in enumerate(cache.class_names)]
     unlabelled = sum(count for label, count in of_label.items() if label < 0)
-    beyond = sum(count for label, count in of_label.items() if label >= 0)
     damaged = [
         {"id": split.ids[row], "reason": split.errors.get(split.ids[row]) or status_name(int(split.status[row]))}
         for row in np.flatnonzero(split.status != layout.OK).tolist()
@@ -58,7 +57,6 @@ def _rows(cache: Cache, split: CachedSplit) -> dict[str, Any]:
     return {
         "classes": of_class,
         "unlabelled": unlabelled,
-        "labels_without_class": beyond,
         "damaged": damaged,
         "origin": _origin(cache, split),
     }

@@ -20,9 +20,9 @@ from featcache import layout
 from featcache.cache import Cache
 from featcache.canary import compare, stored_canary
 from featcache.errors import CacheError
-from featcache.inventory import cache_paths, open_any
 from featcache.locks import building, is_building
-from featcache.work_files import WorkFile, find_work_files, work_file
+from featcache.upkeep.inventory import cache_paths, open_any
+from featcache.upkeep.work_files import WorkFile, find_work_files, work_file
 
 #: As ``Plan.file_name`` names finished caches: an HDF5 file of another origin is not ours to delete.
 _CACHE_NAME = re.compile(r".+-.+-[0-9a-f]{8}\.h5", re.DOTALL)

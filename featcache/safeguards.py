@@ -1,0 +1,52 @@
+"""What embedding is about to do or to hand out in; where it may not stand, the error that says why out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from featcache import layout
+from featcache.cache import Cache
+from featcache.canary import Canary, compare, stored_canary
+from featcache.errors import CacheError, UserError
+from featcache.machine import versions
+
+
+def refuse_lack_of_space(
+    folder: Path, n_rows: int, row_shape: tuple[int, ...], storage: str, max_gb: float | None
+) -> None:
+    """Before anything is read: features beyond ``max_gb`` (units of 10^9 bytes), or beyond what the disk has free.
+
+    Where the folder holds caches already, the one that is asked for or its rows may be there: then the builder asks.
+    """
+    n_bytes = layout.n_bytes(np.dtype(storage), (n_rows, *row_shape))
+    if max_gb is not None and n_bytes > max_gb * 1e9:
+        needed = f"{n_rows:,} rows of {' x '.join(map(str, row_shape))} take {n_bytes:,} bytes"
+        raise UserError(f"{needed}, more than --max-gb {max_gb:g}: raise it, or choose fewer rows or a later cut")
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if n_bytes > free and not any(folder.glob("*.h5")) and not any(folder.glob(".*.partial")):
+        raise UserError(f"{folder}: {n_rows:,} rows need {n_bytes:,} bytes, and {free:,} are free")
+
+
+def refuse_drift(cache: Cache, canary: Canary) -> None:
+    """A finished cache whose pictures' features are not today's."""
+    drift = compare(stored_canary(cache), canary, precision=cache.encoder["precision"])
+    if not drift.is_drift:
+        return
+    before, now = cache.provenance["versions"], versions()
+    changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+    raise CacheError(
+        f"{cache.path}: today's stack makes other features than it holds: {'; '.join([str(drift), *changed])}; "
+        "delete it to embed anew, or go back to what made it"
+    )
+
+
+def refuse_damaged(cache: Cache) -> None:
+    """What ``--strict`` asks for, of rows that were there already."""
+    for split in cache.splits.values():
+        for row in np.flatnonzero(split.status != layout.OK).tolist():
+            name, reason = split.ids[row], layout.STATUS_NAMES.get(int(split.status[row]), "no features")
+            raise UserError(f"{name}: {split.errors.get(name, reason)}; mend or remove it, or go without --strict")
