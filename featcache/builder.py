@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from featcache.cached_split import CachedSplit
 from featcache.canary import Canary
 from featcache.disk import explained, sync_folder
 from featcache.errors import CacheError
-from featcache.locks import partial_path
+from featcache.locks import aside_paths, partial_path, unused_aside_path
 from featcache.plan import Plan
 from featcache.reuse import KnownRows, Wanted
 from featcache.skeleton import create
@@ -99,7 +98,7 @@ class CacheBuilder:
                 return cls._resumed(path, partial, plan, provenance, wanted)
             except CacheError as reason:
                 note = f"{partial} is begun anew: {reason}"
-            aside = _unused_name(partial)
+            aside = unused_aside_path(path)
             os.replace(partial, aside)  # its rows may serve as another cache's do
             try:
                 return cls._created(path, partial, plan, provenance, wanted, note)
@@ -279,7 +278,7 @@ class CacheBuilder:
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
         acceptance.accept(CacheFile(self.path), sealed["root_digest"])
-        for aside in self.path.parent.glob(f"{self.partial.name.removesuffix('.partial')}.before*.partial"):
+        for aside in aside_paths(self.path):
             aside.unlink(missing_ok=True)
         return self.path
 
@@ -290,13 +289,6 @@ class CacheBuilder:
 
     def _cost(self, seconds: float) -> float:
         return round(float(self.provenance.get("cost", 0)) + seconds, 3)
-
-
-def _unused_name(partial: Path) -> Path:
-    """For a file in the making that is not gone on with."""
-    stem = partial.name.removesuffix(".partial")
-    names = (partial.with_name(f"{stem}.before{number}.partial") for number in count(1))
-    return next(name for name in names if not name.exists())
 
 
 def _now() -> str:

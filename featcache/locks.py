@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 from featcache import layout
@@ -32,6 +33,17 @@ def host() -> str:
 def partial_path(path: Path) -> Path:
     """Where this host builds a cache."""
     return path.with_name(f".{path.name}.{host()}.partial")
+
+
+def aside_paths(path: Path) -> list[Path]:
+    """Files in the making that this host did not go on with: their rows serve the one that it begins anew."""
+    return sorted(path.parent.glob(f".{path.name}.{host()}.before*.partial"))
+
+
+def unused_aside_path(path: Path) -> Path:
+    """A name for one more of them."""
+    names = (path.with_name(f".{path.name}.{host()}.before{number}.partial") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 @contextmanager
