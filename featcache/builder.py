@@ -64,7 +64,7 @@ class CacheBuilder:
         self.note = note
         self.done = 0
         self._looks = 0
-        file = CacheFile(partial)
+        file = CacheFile(partial, in_the_making=True)
         self._structure = read_structure(partial)
         self.provenance = read_provenance(file, self._structure)
         self._stored = stored_data_sets(file, self._structure)

@@ -72,7 +72,7 @@ class Cache:
         Raises:
             CacheError: it is no such file.
         """
-        file = _file(Path(path))
+        file = _file(Path(path), in_the_making=True)
         structure = acceptance.structure_of(file)
         return _cache(file, structure, read_provenance(file, structure), stored_data_sets(file, structure))
 
@@ -133,11 +133,11 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else layout.canonical_json(value)  # None becomes null
 
 
-def _file(path: Path) -> CacheFile:
+def _file(path: Path, *, in_the_making: bool = False) -> CacheFile:
     if not path.is_file():
         raise CacheError(f"{path}: no such cache; bin/embed makes one")
     try:
-        return CacheFile(path)
+        return CacheFile(path, in_the_making=in_the_making)
     except OSError as error:
         raise CacheError(f"{path}: cannot be read ({error.strerror})") from error
 

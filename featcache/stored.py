@@ -26,15 +26,17 @@ class CacheFile:
     Attributes:
         path: of the file.
         identity: device, inode, size, and times of modification and of change.
+        in_the_making: whether somebody may be writing to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, in_the_making: bool = False) -> None:
         self.path = path
         self.identity = _identity(path.stat())
+        self.in_the_making = in_the_making
         self._fd: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "identity": self.identity, "_fd": None}
+        return {**{name: vars(self)[name] for name in ("path", "identity", "in_the_making")}, "_fd": None}
 
     @property
     def size(self) -> int:
@@ -43,7 +45,8 @@ class CacheFile:
     def _descriptor(self) -> int:
         if self._fd is None:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            if _identity(os.fstat(fd))[:4] != self.identity[:4]:  # a new name changes the time of change alone
+            same = 3 if self.in_the_making else 4  # a new name changes the time of change alone
+            if _identity(os.fstat(fd))[:same] != self.identity[:same]:
                 os.close(fd)
                 raise CacheError(f"{self.path}: was replaced since it was opened; open it again")
             self._fd = fd

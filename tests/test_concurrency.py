@@ -121,6 +121,18 @@ def test_readers_never_see_half_a_file(embed: Embed, tmp_path: Path) -> None:
     assert reader.exitcode == 0
 
 
+def test_a_file_in_the_making_is_read_while_it_is_written(embed: Embed, cache: Cache) -> None:
+    path = cache.path.with_name(".x.h5.0badc0de.partial")
+    shutil.copy(cache.path, path)
+    opened = Cache.open_unsealed(path)
+    for each in opened.splits["train"].stored.values():
+        each.file.close()
+    with path.open("r+b") as file:
+        file.write(file.read(0))
+    path.touch()
+    np.testing.assert_array_equal(opened.splits["train"].load(), cache.splits["train"].load())
+
+
 def test_many_open_caches_hold_no_descriptors(cache: Cache) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     opened = [Cache.open(cache.path) for _ in range(50)]

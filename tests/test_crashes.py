@@ -140,21 +140,20 @@ def test_what_was_done_before_a_kill_is_reused(tmp_path: Path) -> None:
 
 
 def test_one_that_waits_takes_over_from_one_that_dies(tmp_path: Path) -> None:
-    flags = [*RANDOM, "--batch-size", "8"]
+    flags = [*RANDOM[:-1], "160", "--batch-size", "8"]  # long enough for the other to start meanwhile
     first = start(tmp_path, *flags)
     while not rows_that_count(tmp_path):
         time.sleep(0.1)
     second = start(tmp_path, *flags)
     assert second.stdout is not None
-    for line in second.stdout:
-        if "waiting for it" in line:
-            assert f"process {first.pid} is building" in line
-            break
+    told = iter(second.stdout)
+    waiting = next(line for line in told if "waiting for it" in line)
+    assert f"process {first.pid} is building" in waiting
     first.kill()
     first.communicate()
-    out, err = second.communicate(timeout=300)
+    assert any("were there already" in line for line in told)
+    _, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
-    assert "were there already" in out
 
 
 @pytest.fixture
