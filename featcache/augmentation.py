@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from featcache.images import Pixels
 from featcache.layout import digest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from featcache.preprocessing import Preprocessing
 
@@ -71,9 +72,7 @@ class Augmentation:
     def draw(
         self, images: Sequence[Pixels] | Pixels, digests: NDArray[np.uint8], preprocessing: Preprocessing
     ) -> Tensor:
-        """Draw the views of some images.
-
-        torchvision draws from torch's global generator, which is left as it was: no other thread may draw meanwhile.
+        """Draw the views of some images; no random generator but its own is touched, so that threads may draw at once.
 
         Args:
             images: each (H, W) or (H, W, 3) uint8, or a stack of such.
@@ -87,27 +86,43 @@ class Augmentation:
         import torch
 
         whole = preprocessing.override(resize="squash")  # a view shows all of its part of the image
-        size = (whole.image_size, whole.image_size)
         channels = 1 if all(image.ndim == 2 for image in images) else 3
-        drawn = torch.empty(
-            (len(images) * self.views, channels, *size), dtype=torch.uint8, memory_format=torch.channels_last
-        )
-        with torch.random.fork_rng(devices=[]):
-            for i, (image, content) in enumerate(zip(images, digests, strict=True)):
-                for number in range(self.views):
-                    top, left, height, width, mirrored = self._choose(image.shape, content.tobytes(), number)
-                    shown: Any = image[None, top : top + height, left : left + width]
-                    view = whole.fit(shown)
-                    drawn[i * self.views + number] = view.flip(-1) if mirrored else view
-        return drawn.view(len(images), self.views, channels, *size)
+        drawn = np.empty((len(images), self.views, whole.image_size, whole.image_size, channels), np.uint8)
+        generator = torch.Generator()
+        for i, (image, content) in enumerate(zip(images, digests, strict=True)):
+            for number in range(self.views):
+                key = digest(f"{self.seed},{number},".encode() + content.tobytes())
+                generator.manual_seed(int.from_bytes(key[:8], "little"))
+                (top, left, height, width), mirrored = self._choose(image.shape[0], image.shape[1], generator)
+                view = whole.fit(image[None, top : top + height, left : left + width])[0].permute(1, 2, 0).numpy()
+                if mirrored:  # channel by channel: NumPy would go from pixel to pixel, at a quarter of the pace
+                    for channel in range(channels):
+                        drawn[i, number, ..., channel] = view[:, ::-1, min(channel, view.shape[2] - 1)]
+                else:
+                    drawn[i, number] = view
+        return torch.from_numpy(drawn).permute(0, 1, 4, 2, 3)
 
-    def _choose(self, shape: tuple[int, ...], content: bytes, number: int) -> tuple[int, int, int, int, bool]:
-        """Where a view lies, as top, left, height and width, and whether it is mirrored; reseeds torch's generator."""
+    def _choose(self, height: int, width: int, generator: Generator) -> tuple[tuple[int, int, int, int], bool]:
+        """Where a view lies, as top, left, height and width, and whether it is mirrored."""
         import torch
-        from torchvision.transforms.v2 import RandomResizedCrop
 
-        key = digest(f"{self.seed},{number},".encode() + content)
-        torch.default_generator.manual_seed(int.from_bytes(key[:8], "little"))  # torch.manual_seed seeds GPUs as well
-        sized = torch.empty(shape[:2], device="meta")
-        top, left, height, width = RandomResizedCrop.get_params(sized, self.crop_scale, self.crop_ratio)
-        return top, left, height, width, bool(torch.rand(1) < self.flip)
+        part = self._choose_part(height, width, generator)
+        return part, bool(torch.rand(1, generator=generator) < self.flip)
+
+    def _choose_part(self, height: int, width: int, generator: Generator) -> tuple[int, int, int, int]:
+        """The numbers of torchvision's ``RandomResizedCrop.get_params``, which draws from the global generator."""
+        import torch
+
+        least, greatest = torch.log(torch.tensor(self.crop_ratio)).tolist()
+        for _ in range(10):
+            area = height * width * torch.empty(1).uniform_(*self.crop_scale, generator=generator).item()
+            ratio = torch.exp(torch.empty(1).uniform_(least, greatest, generator=generator)).item()
+            wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < high <= height:
+                top = torch.randint(height - high + 1, (1,), generator=generator).item()
+                left = torch.randint(width - wide + 1, (1,), generator=generator).item()
+                return int(top), int(left), high, wide
+        # None fits: the middle, with its proportions bounded.
+        wide = min(width, round(height * max(self.crop_ratio)))
+        high = min(height, round(width / min(self.crop_ratio)))
+        return (height - high) // 2, (width - wide) // 2, high, wide

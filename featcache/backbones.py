@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,19 +37,28 @@ class Backbone:
     weights: dict[str, Any]
 
     def encoder(
-        self, *, cut: int | None, precision: str, storage: str, augmentation: Augmentation | None = None
+        self,
+        *,
+        cut: int | None,
+        precision: str,
+        storage: str,
+        engine: str = "eager",
+        augmentation: Augmentation | None = None,
+        calibration: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The JSON that a cache records of how images became features; any change to it means other features."""
         stages = self.staged.stages
+        only_int8 = {"calibration": dict(calibration)} if calibration else {}
         return {
             "backbone": self.name,
             "weights": {key: value for key, value in self.weights.items() if key != "name"},
             "preprocessing": self.preprocessing.to_json(),
             "cut": stages[(cut or len(stages)) - 1].name,
             "precision": precision,
-            "engine": "eager",
+            "engine": engine,
             "storage": storage,
             "views": augmentation.to_json() if augmentation else 0,
+            **only_int8,
         }
 
 

@@ -1,10 +1,12 @@
-"""Images in, batches of one size out, in order, decoded and resized by worker processes where there are any."""
+"""Images in, batches of one size out, in order, decoded and resized ahead by threads where there are any."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from typing import Any
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -12,9 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.augmentation import Augmentation
-from featcache.datasets import Images
+from featcache.datasets import Images, ReadImages
 from featcache.images import Pixels
 from featcache.preprocessing import Preprocessing
+from featcache.read_ahead import read_ahead
+
+#: Decoded files are resized together up to so many bytes, so that small ones share a call and large ones no memory.
+_TOGETHER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,9 +30,12 @@ class Batch:
     Attributes:
         split: its name.
         rows: (n,) indices, ascending.
-        images: (n, V, 1 or 3, S, S) uint8: the plain view first, then the augmented ones.
+        images: (n, V, 1 or 3, S, S) uint8, each view channels last in memory: the plain view first, then the augmented
+            ones.
         damaged: why images could not be decoded, by position; their pixels are black.
         changed: the first row whose bytes are not those that were announced, or None.
+        seconds: what it took: ``decode`` for reading, hashing and decoding, ``resize`` for resizing, cropping and
+            views. Batches that are read at the same time take their time each.
     """
 
     split: str
@@ -34,10 +43,11 @@ class Batch:
     images: Tensor
     damaged: dict[int, str]
     changed: int | None
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchReader(torch.utils.data.Dataset[Batch]):
+class BatchReader:
     """Reads ``groups`` (split, rows) of ``images``, whose digests must be ``content``."""
 
     images: Mapping[str, Images]
@@ -49,35 +59,65 @@ class BatchReader(torch.utils.data.Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> Batch:
-        split, rows = self.groups[index]
-        source = self.images[split]
-        seen: list[Tensor] = []
+    def batches(self, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
+        """All batches in order.
+
+        ``workers`` threads read them ahead, at most ``workers + 1`` at a time (see ``read_ahead``); with 0 each is read
+        when it is asked for. With ``pin_memory`` a GPU can fetch them while it computes.
+        """
+
+        def read(index: int, stop: threading.Event) -> Batch:
+            return self._read(*self.groups[index], pin_memory, stop)
+
+        return read_ahead(read, len(self), workers=workers)
+
+    def _read(self, split: str, rows: NDArray[np.int64], pin_memory: bool, stop: threading.Event) -> Batch:
+        parts: list[Tensor] = []
         digests: list[NDArray[np.uint8]] = []
         damaged: dict[int, str] = {}
-        # Files one by one: decoded, a batch of photographs may take gigabytes.
-        for first, part in enumerate([rows] if source.in_memory else rows[:, None]):
-            read = source.read(part.tolist())
-            seen.append(views(read.pixels, read.digests, self.preprocessing, self.augmentation))
+        seconds = {"decode": 0.0, "resize": 0.0}
+        done = 0
+        while done < len(rows):
+            begun = perf_counter()
+            read = _read_some(self.images[split], rows[done:], stop)
+            decoded = perf_counter()
+            parts.append(views(read.pixels, read.digests, self.preprocessing, self.augmentation))
+            seconds["decode"] += decoded - begun
+            seconds["resize"] += perf_counter() - decoded
             digests.append(read.digests)
-            damaged |= {first + position: message for position, message in read.damaged.items()}
-        if len({part.shape[2] for part in seen}) > 1:
-            seen = [part.expand(-1, -1, 3, -1, -1) for part in seen]
+            damaged |= {done + position: message for position, message in read.damaged.items()}
+            done += len(read.pixels)
         changed = np.flatnonzero((np.concatenate(digests) != self.content[split][rows]).any(axis=1))
+        images = parts[0] if len(parts) == 1 else _concatenated(parts, axis=0)
         return Batch(
             split=split,
             rows=rows,
-            images=torch.cat(seen),
+            images=images.pin_memory() if pin_memory else images,
             damaged=damaged,
             changed=int(rows[changed[0]]) if len(changed) else None,
+            seconds=seconds,
         )
 
-    def batches(self, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
-        """All batches in order; ``workers`` processes read ahead, none reads in this one."""
-        loader = torch.utils.data.DataLoader(
-            self, batch_size=None, num_workers=workers, pin_memory=pin_memory, collate_fn=_as_is
-        )
-        return iter(loader)
+
+def _read_some(source: Images, rows: NDArray[np.int64], stop: threading.Event) -> ReadImages:
+    """The first of these rows, at least one: as many as may be decoded before they are resized."""
+    if source.in_memory:
+        return source.read(rows.tolist())
+    pixels: list[Pixels] = []
+    digests: list[NDArray[np.uint8]] = []
+    damaged: dict[int, str] = {}
+    n_bytes = 0
+    for position, row in enumerate(rows.tolist()):
+        if stop.is_set():
+            raise CancelledError
+        read = source.read([row])
+        pixels += read.pixels
+        digests.append(read.digests)
+        damaged |= {position + place: message for place, message in read.damaged.items()}
+        n_bytes += read.pixels[0].nbytes
+        if n_bytes >= _TOGETHER:
+            break
+    return ReadImages(pixels, np.concatenate(digests), damaged)
 
 
 def views(
@@ -86,12 +126,20 @@ def views(
     preprocessing: Preprocessing,
     augmentation: Augmentation | None,
 ) -> Tensor:
-    """What the network sees of each image: (N, V, 1 or 3, S, S) uint8, the plain view first."""
-    plain = preprocessing.fit(pixels)[:, None]
+    """What the network sees of each image, the plain view first.
+
+    Returns:
+        (N, V, 1 or 3, S, S) uint8, each view channels last in memory.
+    """
+    plain = preprocessing.fit(pixels)
     if augmentation is None:
-        return plain
-    return torch.cat([plain, augmentation.draw(pixels, digests, preprocessing)], dim=1)
+        return plain[:, None]
+    drawn = augmentation.draw(pixels, digests, preprocessing)
+    return _concatenated([plain[:, None], drawn], axis=1)
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _concatenated(parts: Sequence[Tensor], *, axis: int) -> Tensor:
+    """Views along an axis, channels last as they were (``torch.cat`` loses that), grey ones among coloured expanded."""
+    channels = max(part.shape[2] for part in parts)
+    arrays = [part.expand(-1, -1, channels, -1, -1).permute(0, 1, 3, 4, 2).numpy() for part in parts]
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(arrays, axis=axis))).permute(0, 1, 4, 2, 3)

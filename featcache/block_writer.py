@@ -1,15 +1,16 @@
 """Blocks of rows in, a file in the making that holds them out: what counts survives a crash at any moment.
 
 Only ``pwrite`` at the data sets' offsets touches the file, so that HDF5's own structure cannot be torn. A block counts
-once its rows and then its checksums are on the disk.
+once its rows and then its checksums are on the disk. Several ranks may write to one file, each its own blocks.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from featcache import layout
 from featcache.disk import explained
 from featcache.errors import UserError
+from featcache.locks import join, take_over
+from featcache.ranks import Ranks
 from featcache.skeleton import padded, write_at
 from featcache.stored import Stored
 
@@ -35,15 +38,36 @@ class BlockWriter:
         path: of the file.
         provenance_offset: where its provenance lies.
         stored: where its data sets lie, by split and name.
+        ranks: who writes to it together; the first waits until nobody else does, and must be there before the others.
+        on_wait: called once where it has to wait.
     """
 
-    def __init__(self, path: Path, provenance_offset: int, stored: Mapping[str, Mapping[str, Stored]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        provenance_offset: int,
+        stored: Mapping[str, Mapping[str, Stored]],
+        *,
+        ranks: Ranks,
+        on_wait: Callable[[str], None],
+    ) -> None:
         self._folder = path.parent
         self._stored = stored
         self._provenance_offset = provenance_offset
+        self._ranks = ranks
         self._uncommitted: list[tuple[str, int, Array]] = []
+        self._messages: dict[str, dict[str, str]] = {}
+        self._is_dirty = False
         self._committed_at = time.monotonic()
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if ranks.is_first:
+                take_over(self._fd, on_wait=on_wait)
+            else:
+                join(self._fd, path)
+        except BaseException:
+            self._close()
+            raise
 
     @property
     def is_open(self) -> bool:
@@ -63,26 +87,40 @@ class BlockWriter:
             self._write_rows(split, "origin", start, origin)
 
     def add_errors(self, split: str, errors: Mapping[str, str]) -> None:
-        """Record why rows have no features, by id, while there is room."""
+        """Record why rows have no features, by id, while there is room: each rank has slots of its own."""
         if not errors:
             return
         stored = self._stored[split]["errors"]
         known = stored.read()
-        slots = iter(np.flatnonzero(known["id"] == b"").tolist())
+        free = np.flatnonzero(known["id"] == b"")
+        slots = iter(free[free % self._ranks.size == self._ranks.rank].tolist())
         told = set(known["id"].tolist())
+        messages = self._messages.setdefault(split, {})
         with explained(self._folder):
             for row_id, message in errors.items():
+                text = message.encode()[: layout.MESSAGE_SIZE].decode(errors="ignore")
+                if len(messages) < layout.MAX_ERRORS:
+                    messages[row_id] = text
                 slot = next(slots, None) if row_id.encode() not in told else None
                 if slot is not None:
-                    text = message.encode()[: layout.MESSAGE_SIZE].decode(errors="ignore").encode()
-                    self._write_rows(split, "errors", slot, np.array([(row_id.encode(), text)], dtype=stored.dtype))
+                    record = np.array([(row_id.encode(), text.encode())], dtype=stored.dtype)
+                    self._write_rows(split, "errors", slot, record)
+
+    def exchange_errors(self) -> None:
+        """Hand all ranks' messages to the first, which tidies: another may have found no slot for some of its own."""
+        gathered = self._ranks.gather(self._messages)
+        self._messages = {}
+        for split in self._stored if self._ranks.is_first else ():
+            each = [told.get(split, {}).items() for told in gathered]
+            self._messages[split] = dict(islice(chain(*each), layout.MAX_ERRORS))
 
     def tidy_errors(self, split: str, failed: Sequence[bytes]) -> None:
         """Leave the records of these ids, in this order: a row may have failed once and not again."""
         stored = self._stored[split]["errors"]
-        told = {record["id"]: record for record in stored.read() if record["id"]}
+        told = {record["id"]: record["message"] for record in stored.read() if record["id"]}
+        told |= {row_id.encode(): message.encode() for row_id, message in self._messages.get(split, {}).items()}
+        kept = [(row_id, told[row_id]) for row_id in failed if row_id in told][: stored.shape[0]]
         records = np.zeros(stored.shape, stored.dtype)
-        kept = [told[row_id] for row_id in failed if row_id in told]
         records[: len(kept)] = kept
         with explained(self._folder):
             self._write_rows(split, "errors", 0, records)
@@ -94,13 +132,15 @@ class BlockWriter:
 
     def commit(self) -> None:
         """Make what was written count: rows to the disk, then their checksums."""
-        if self._uncommitted:
+        if self._is_dirty:
             with explained(self._folder):
                 os.fsync(self._fd)
                 for split, block, checksums in self._uncommitted:
                     self._write_rows(split, "checksums", block, checksums)
-                os.fsync(self._fd)
+                if self._uncommitted:
+                    os.fsync(self._fd)
             self._uncommitted.clear()
+            self._is_dirty = False
         self._committed_at = time.monotonic()
 
     def seal(self, provenance: Mapping[str, Any]) -> None:
@@ -111,10 +151,11 @@ class BlockWriter:
             self._close()
 
     def leave(self, provenance: Mapping[str, Any]) -> None:
-        """Leave the file for a later build, with what could be written."""
+        """Leave the file for a later build, with what could be written; its provenance is the first rank's to write."""
         with suppress(OSError, UserError):
             self.commit()
-            write_at(self._fd, self._provenance_offset, padded(provenance))
+            if self._ranks.is_first:
+                write_at(self._fd, self._provenance_offset, padded(provenance))
         self._close()
 
     def _close(self) -> None:
@@ -126,5 +167,6 @@ class BlockWriter:
         stored = self._stored[split][name]
         exact = np.ascontiguousarray(values, dtype=stored.dtype)
         assert exact.shape[1:] == stored.shape[1:]
+        self._is_dirty = True
         write_at(self._fd, stored.offset + row * stored.row_bytes, exact.reshape(-1).view(np.uint8).data)
         return exact

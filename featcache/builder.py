@@ -1,50 +1,44 @@
 """Features in, row by row; a sealed cache file out, or one in the making that the next build goes on with.
 
 The file is created whole under another name, its space reserved (``featcache.skeleton``), then written block by block
-(``featcache.block_writer``). Sealing is one more write and an atomic rename.
+(``featcache.block_writer``). Sealing is one more write and an atomic rename. Of several ranks the first makes, checks
+and seals the file, and each writes its share of the blocks.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache import acceptance, layout
+from featcache import acceptance, beginning, layout
+from featcache.beginning import Begun
 from featcache.block_writer import BlockWriter
-from featcache.cache import Cache, read_provenance, stored_data_sets, stored_root_digest
+from featcache.cache import stored_data_sets, stored_root_digest
 from featcache.cached_split import CachedSplit
 from featcache.canary import Canary
 from featcache.disk import explained, sync_folder
 from featcache.errors import CacheError
-from featcache.locks import aside_paths, partial_path, unused_aside_path
+from featcache.locks import aside_paths
+from featcache.open_block import OpenBlock
 from featcache.plan import Plan
-from featcache.reuse import KnownRows, Wanted
-from featcache.skeleton import create
+from featcache.ranks import ALONE, Ranks
+from featcache.reuse import Wanted
+from featcache.shares import OthersRows, share_of
 from featcache.stored import CacheFile
 from featcache.structure import read_structure
 
 Array = NDArray[Any]
 
-#: Other machines or libraries that a build went on with, of which the last ones are told.
-MAX_RESUMED_ON = 20
 #: Passes over a file that give up on blocks that never match.
 MAX_LOOKS = 10
-
-
-@dataclass
-class _OpenBlock:
-    """A block whose rows are not all there yet."""
-
-    features: Array
-    status: NDArray[np.uint8]
-    missing: set[int]
+#: What a row that is embedded costs, where one that is copied costs 1.
+EMBEDDED_WEIGHT = 1000
 
 
 class CacheBuilder:
@@ -52,30 +46,40 @@ class CacheBuilder:
 
     Attributes:
         known: rows that other files hold.
-        done: rows that are there: in blocks that count, copied, or embedded since.
         note: what the user may want to know of how the build began; empty where there is nothing.
     """
 
-    def __init__(self, path: Path, partial: Path, plan: Plan, known: KnownRows, note: str = "") -> None:
+    def __init__(self, path: Path, plan: Plan, begun: Begun, *, ranks: Ranks, on_wait: Callable[[str], None]) -> None:
         self.path = path
-        self.partial = partial
+        self.partial = begun.partial
         self.plan = plan
-        self.known = known
-        self.note = note
-        self.done = 0
+        self.known = begun.known
+        self.note = begun.note
+        self.provenance = begun.provenance
+        self._ranks = ranks
+        self._done = 0
         self._looks = 0
-        file = CacheFile(partial, in_the_making=True)
-        self._structure = read_structure(partial)
-        self.provenance = read_provenance(file, self._structure)
-        self._stored = stored_data_sets(file, self._structure)
+        self._file = CacheFile(self.partial, in_the_making=True)
+        self._structure = read_structure(self.partial)
+        self._stored = stored_data_sets(self._file, self._structure)
         self._splits = self._opened_splits()
-        self._origins = {name: self._stored[name]["origin"].read() for name in plan.splits}
+        self._origins: dict[str, NDArray[np.uint8]] = {}
         self._pending: dict[str, set[int]] = {}
-        self._open: dict[tuple[str, int], _OpenBlock] = {}
-        self._writer = BlockWriter(partial, self._structure.provenance, self._stored)
+        self._others = OthersRows(self._splits, {})
+        self._open: dict[tuple[str, int], OpenBlock] = {}
+        self._writer = BlockWriter(self.partial, self._structure.provenance, self._stored, ranks=ranks, on_wait=on_wait)
 
     @classmethod
-    def create_or_resume(cls, path: Path, plan: Plan, provenance: Mapping[str, Any], canary: Canary) -> CacheBuilder:
+    def create_or_resume(
+        cls,
+        path: Path,
+        plan: Plan,
+        provenance: Mapping[str, Any],
+        canary: Canary,
+        *,
+        ranks: Ranks = ALONE,
+        on_wait: Callable[[str], None] = lambda holder: None,
+    ) -> CacheBuilder:
         """Open the file in the making of the same cache, or make one; rows that other caches hold are not embedded.
 
         Args:
@@ -83,57 +87,28 @@ class CacheBuilder:
             plan: what it will hold.
             provenance: JSON recorded beside it; a file in the making is gone on with only where ``batch`` is the same.
             canary: of today's stack; a file in the making that it does not agree with is replaced.
+            ranks: who builds it together. All of them call this, ``look`` and ``close``, and the first ``seal``.
+            on_wait: called once where a rank of an earlier job still writes to the file.
 
         Raises:
             UserError: the folder can't be written, or the disk has too little space.
+            CacheError: this rank makes other features than the first.
         """
-        partial = partial_path(path)
         wanted = Wanted(plan.encoder_fingerprint, canary, str(plan.encoder["precision"]))
+        if ranks.is_first:
+            with explained(path.parent):
+                begun = beginning.begin(path, plan, provenance, wanted)
+                builder = cls(path, plan, begun, ranks=ranks, on_wait=on_wait)
+            ranks.share(builder.partial.name)
+            return builder
+        begun = beginning.join(path.with_name(ranks.share(None)), provenance, wanted)
         with explained(path.parent):
-            for leftover in path.parent.glob(f"{partial.name}.*"):
-                leftover.unlink(missing_ok=True)  # of a process that died while it made the file
-            if not partial.exists():
-                return cls._created(path, partial, plan, provenance, wanted)
-            try:
-                return cls._resumed(path, partial, plan, provenance, wanted)
-            except CacheError as reason:
-                note = f"{partial} is begun anew: {reason}"
-            aside = unused_aside_path(path)
-            os.replace(partial, aside)  # its rows may serve as another cache's do
-            try:
-                return cls._created(path, partial, plan, provenance, wanted, note)
-            except BaseException:
-                os.replace(aside, partial)
-                raise
+            return cls(path, plan, begun, ranks=ranks, on_wait=on_wait)
 
-    @classmethod
-    def _created(
-        cls, path: Path, partial: Path, plan: Plan, provenance: Mapping[str, Any], wanted: Wanted, note: str = ""
-    ) -> CacheBuilder:
-        content = np.concatenate([rows.content for rows in plan.splits.values()])
-        known = KnownRows.find(path.parent, content, wanted)
-        origins = {name: known.origins(rows.content) for name, rows in plan.splits.items()}
-        create(partial, plan, {**provenance, "reused": known.told(), "sealed": False}, wanted.canary, origins)
-        return cls(path, partial, plan, known, note)
-
-    @classmethod
-    def _resumed(
-        cls, path: Path, partial: Path, plan: Plan, provenance: Mapping[str, Any], wanted: Wanted
-    ) -> CacheBuilder:
-        """Raises CacheError where the file is not what this build would go on with."""
-        cache = Cache.open_unsealed(partial)
-        told = cache.provenance
-        for key in ("fingerprint", "batch"):
-            if told[key] != provenance[key]:
-                raise CacheError(f"its {key} is {told[key]}, and now it is {provenance[key]}")
-        if (drift := wanted.drift(cache)).is_drift:
-            raise CacheError(str(drift))
-        builder = cls(path, partial, plan, KnownRows.reopen(path.parent, told["reused"], wanted))
-        here = {key: provenance[key] for key in ("hardware", "threads", "versions")}
-        before = builder.provenance.get("resumed_on", [])
-        if here not in before and any(builder.provenance[key] != value for key, value in here.items()):
-            builder.provenance["resumed_on"] = [*before, here][-MAX_RESUMED_ON:]
-        return builder
+    @property
+    def done(self) -> int:
+        """Rows that are there: in blocks that count, copied, or embedded since; for the first rank those of all."""
+        return self._done + self._others.done
 
     def _opened_splits(self) -> dict[str, CachedSplit]:
         """The splits as they lie in the file now; what they read of it once, they keep."""
@@ -141,25 +116,46 @@ class CacheBuilder:
         return {name: CachedSplit(name, self._stored[name], **sizes) for name in self.plan.splits}
 
     def look(self) -> bool:
-        """Compare every block with its checksum: whether some have none, or do not match theirs."""
+        """Compare every block with its checksum: whether some have none, or do not match theirs.
+
+        The first rank compares; each takes a share of what it finds. Nobody writes before that: to hear of its share, a
+        rank needs a first one that is alive, holds the lock on building, and has seen that rank join.
+        """
         self._writer.commit()
+        self._writer.exchange_errors()
         self._open.clear()
+        self._file.close()  # opened anew, a network file system shows what others have written
+        self._splits = self._opened_splits()
+        pending = self._ranks.share(self._missing() if self._ranks.is_first else None)
+        self._origins = {name: self._stored[name]["origin"].read() for name in self.plan.splits}
+        self._take(pending)
+        return any(pending.values())
+
+    def _missing(self) -> dict[str, list[int]]:
+        """The blocks that do not count, by split."""
         self._looks += 1
         if self._looks > MAX_LOOKS:
             raise CacheError(f"{self.partial}: blocks do not read back as they were written; the disk may be failing")
-        self._splits = self._opened_splits()
+        missing = {}
         for name, split in self._splits.items():
             done = split.checksums["features"].any(axis=1)
             wrong = {damage.start // split.block_rows for damage in split.damages(np.flatnonzero(done).tolist())}
             wrong |= {block for block in np.flatnonzero(done).tolist() if not self._is_as_planned(split, block)}
-            self._pending[name] = {*np.flatnonzero(~done).tolist(), *wrong}
-        pending = sum(
-            stop - start
-            for name, blocks in self._pending.items()
-            for start, stop in map(self._splits[name].rows_of, blocks)
+            missing[name] = sorted({*np.flatnonzero(~done).tolist(), *wrong})
+        return missing
+
+    def _take(self, missing: Mapping[str, list[int]]) -> None:
+        """Make this rank's share of these blocks the ones that it is to write."""
+        weights = {}
+        for name, origins in self._origins.items():
+            starts = np.arange(0, len(origins), self.plan.block_rows)
+            weights[name] = np.add.reduceat(np.where(origins == 0, EMBEDDED_WEIGHT, 1), starts)
+        self._pending = share_of(missing, weights, self._ranks)
+        others = {name: sorted(set(blocks) - self._pending[name]) for name, blocks in missing.items()}
+        self._others = OthersRows(self._splits, others)
+        self._done = sum(map(len, self._splits.values())) - sum(
+            stop - start for name, blocks in missing.items() for start, stop in map(self._splits[name].rows_of, blocks)
         )
-        self.done = sum(map(len, self._splits.values())) - pending
-        return pending > 0
 
     def copy(self) -> Iterator[None]:
         """Write the pending blocks whose rows all come from other files, one at each step."""
@@ -207,10 +203,8 @@ class CacheBuilder:
             opened = self._opened(name, block) if block in self._pending[name] else None
             if opened is None:
                 continue
-            place = row - block * self.plan.block_rows
-            opened.features[place], opened.status[place] = features[position], status[position]
-            opened.missing.discard(row)
-            self.done += 1
+            opened.put(row, features[position], int(status[position]))
+            self._done += 1
             taken += 1
             if not opened.missing:
                 self._finish(name, block)
@@ -229,26 +223,19 @@ class CacheBuilder:
         known = {"labels": rows.labels, "ids": rows.encoded_ids, "content": rows.content}
         return {part: np.ascontiguousarray(values[start:stop], stored[part].dtype) for part, values in known.items()}
 
-    def _opened(self, name: str, block: int) -> _OpenBlock | None:
+    def _opened(self, name: str, block: int) -> OpenBlock | None:
         """A block with the rows from other files in it; None where one of these is gone: a later pass embeds them."""
         if (name, block) in self._open:
             return self._open[name, block]
         start, stop = self._splits[name].rows_of(block)
         stored, origin = self._stored[name]["features"], self._origins[name][start:stop]
         features = np.zeros((stop - start, *stored.shape[1:]), stored.dtype)
-        for source in np.unique(origin[origin > 0]).tolist():
-            here = np.flatnonzero(origin == source)
-            copied = self.known.read(source, self.plan.splits[name].content[start + here])
-            if copied is None:
-                origin[here] = 0  # a view: the split's origins too
-                self._writer.write_origin(name, start, origin)
-                self._pending[name].discard(block)
-                return None
-            features[here] = copied
-            self.done += len(here)
-        opened = _OpenBlock(
-            features, np.zeros(stop - start, np.uint8), set((start + np.flatnonzero(origin == 0)).tolist())
-        )
+        opened = OpenBlock.begin(start, features, origin, self.plan.splits[name].content[start:stop], self.known)
+        if opened is None:
+            self._writer.write_origin(name, start, origin)
+            self._pending[name].discard(block)
+            return None
+        self._done += opened.copied
         self._open[name, block] = opened
         return opened
 

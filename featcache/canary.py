@@ -17,7 +17,9 @@ from featcache.cache import Cache
 Array = NDArray[Any]
 
 #: The largest ||now - then|| / ||then|| of a picture's features that counts as the same, by precision.
-TOLERANCE = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 3e-2}
+TOLERANCE = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 3e-2, "int8": 3e-2}
+#: The same where the cache was made by another engine than the one that is at hand.
+ACROSS_ENGINES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 0.1, "int8": 0.5}
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ def stored_canary(cache: Cache) -> Canary:
     return Canary(ids, cache.canary["features"].read(), cache.canary["pixels"].read())
 
 
-def compare(then: Canary, now: Canary, *, precision: str) -> Drift:
-    """How far today's features are from a cache's."""
-    tolerance = TOLERANCE[precision]
+def compare(then: Canary, now: Canary, *, precision: str, across_engines: bool = False) -> Drift:
+    """How far today's features are from a cache's, of the same engine unless told otherwise."""
+    tolerance = (ACROSS_ENGINES if across_engines else TOLERANCE)[precision]
     if then.ids != now.ids or then.features.shape != now.features.shape:
         return Drift(float("inf"), "the pictures themselves", (), tolerance)
     changed = (then.pixels != now.pixels).any(axis=1)

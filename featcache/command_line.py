@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from featcache.errors import UsageError, UserError
 from featcache.printable import printable
+from featcache.ranks import ALONE, Ranks
 from featcache.subset import Subset
 
 
@@ -88,17 +89,22 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 class Console:
-    """Where a command tells things: notes on stdout, or on stderr where stdout is for JSON."""
+    """Where a command tells things: notes on stdout, or on stderr where stdout is for JSON; ``quiet`` tells nothing."""
 
-    def __init__(self, *, json_wanted: bool) -> None:
+    def __init__(self, *, json_wanted: bool, quiet: bool = False) -> None:
         self.json_wanted = json_wanted
+        self.quiet = quiet
 
     def note(self, text: str) -> None:
         """A line for the user; what a terminal could act on is spelled out, for files may hold anything."""
+        if self.quiet:
+            return
         print(printable(text), file=sys.stderr if self.json_wanted else sys.stdout, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; its first column is aligned left, the others right. Texts are spelled out as in ``note``."""
+        if self.quiet:
+            return
         from rich.box import SIMPLE_HEAD
         from rich.console import Console as RichConsole
         from rich.table import Table
@@ -118,7 +124,7 @@ class Console:
         """Tells of a search's candidates on stderr, those that took over a second."""
 
         def tell(candidate: dict[str, Any]) -> None:
-            if candidate["seconds"] > 1:
+            if candidate["seconds"] > 1 and not self.quiet:
                 params = ", ".join(f"{name} {value}" for name, value in candidate["params"].items())
                 seconds, accuracy = candidate["seconds"], candidate["val_accuracy"]
                 told = "not finite" if accuracy is None else f"{accuracy:.4f}"
@@ -128,13 +134,15 @@ class Console:
 
     def result(self, value: dict[str, Any]) -> None:
         """The JSON object, where it is wanted."""
-        if self.json_wanted:
+        if self.json_wanted and not self.quiet:
             print(json.dumps(value, allow_nan=False), flush=True)
 
     @contextmanager
     def progress(self, label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         """A function to call with what is done and what there is: a bar on a terminal, else a line now and then."""
-        if sys.stderr.isatty():
+        if self.quiet:
+            yield lambda done, total: None
+        elif sys.stderr.isatty():
             with _bar(label, unit) as update:
                 yield update
         else:
@@ -199,6 +207,7 @@ def run(
     argv: Sequence[str] | None,
     *,
     on_interrupt: str,
+    ranks: Ranks = ALONE,
 ) -> int:
     """Parse the flags, run the command, and turn its end into an exit status.
 
@@ -206,9 +215,10 @@ def run(
         command: does the work and returns the JSON object.
         argv: the flags; None takes the process's.
         on_interrupt: how to go on after Ctrl-C.
+        ranks: the processes that run the command together, of which the first tells; an error is told by who has it.
     """
     arguments = parser.parse_args(argv)
-    console = Console(json_wanted=arguments.json)
+    console = Console(json_wanted=arguments.json, quiet=not ranks.is_first)
     try:
         with _terminated_as_interrupted():
             console.result(command(arguments, console))
@@ -218,7 +228,8 @@ def run(
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  one line for whatever came
         if arguments.debug:
             traceback.print_exc()
-        print(f"{parser.prog}: error: {_message(error, on_interrupt)}", file=sys.stderr)
+        who = "" if ranks.is_alone else f"rank {ranks.rank}: "
+        sys.stderr.write(f"{parser.prog}: error: {who}{_message(error, on_interrupt)}\n")  # whole, beside other ranks'
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

@@ -35,7 +35,7 @@ class Images(Protocol):
         """(N, 16) content digests; zeros where an image can't be read."""
 
     def read(self, rows: Sequence[int]) -> ReadImages:
-        """Decode these rows."""
+        """Decode these rows; several threads may ask at once."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +14,33 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, add_subset_flags, new_parser, numbers, run, subset_of
 from featcache.errors import UsageError
+from featcache.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from featcache.augmentation import Augmentation
     from featcache.datasets import ImageDataset
-    from featcache.embedding import Embedded, Embedding
+    from featcache.embedding import Embedded
 
 DESCRIPTION = """Embed a data set once with a frozen backbone into an HDF5 cache, from which heads train in seconds. The
-same command again finds the cache and does nothing; after an interruption it goes on."""
+same command again finds the cache and does nothing; after an interruption it goes on. Processes that torchrun starts
+share the work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     given = tuple(sys.argv[1:] if argv is None else argv)
+    ranks = Ranks.of_environment()
+
+    def command(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+        with ranks.joined():
+            return embed(arguments, console, given, ranks)
+
     return run(
         embed_parser(),
-        lambda arguments, console: embed(arguments, console, given),
+        command,
         argv,
         on_interrupt="what is done is kept: run the same command to go on",
+        ranks=ranks,
     )
 
 
@@ -69,11 +79,22 @@ def embed_parser() -> Parser:
     views.add_argument("--flip", type=float, metavar="P", help="probability that a view is mirrored (0.5)")
     work = parser.add_argument_group("work")
     work.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
-    work.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto is fp32")
+    work.add_argument(
+        "--engine",
+        choices=("auto", "eager", "compile", "openvino"),
+        default="auto",
+        help="what runs the backbone; auto sets a faster one up where the set is large enough (auto)",
+    )
+    work.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16", "int8"),
+        default="auto",
+        help="auto is bf16 where the processor has it and it is faithful, else fp32; int8 takes OpenVINO (auto)",
+    )
     work.add_argument(
         "--batch-size", type=_batch_size, metavar="auto|N", help="images a forward pass (16 on a CPU, 256 on a GPU)"
     )
-    work.add_argument("--workers", type=int, metavar="N", help="processes that decode files (up to 4)")
+    work.add_argument("--workers", type=int, metavar="N", help="threads that read and decode (one a core, up to 16)")
     work.add_argument("--storage", choices=("float16", "float32"), default="float16", help="of the features (float16)")
     work.add_argument(
         "--max-gb", type=float, default=20, metavar="GB", help="refuse to cache features beyond this (20)"
@@ -89,13 +110,19 @@ def _batch_size(text: str) -> int | None:
     return int(text)
 
 
-def embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...]) -> dict[str, Any]:
-    """Do what the flags ask for, and record ``given`` for ``bin/cache resume``; gives the JSON object."""
+def embed(
+    arguments: argparse.Namespace, console: Console, given: tuple[str, ...], ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Do what the flags ask for, and record ``given`` for ``bin/cache resume``; gives the JSON object.
+
+    ``ranks`` are the processes that do it together, joined; one alone unless told otherwise.
+    """
     from featcache.datasets import load_dataset
 
     if arguments.workers is not None and arguments.workers < 0:
         raise UsageError(f"--workers {arguments.workers}: expected a whole number from 0 on")
-    dataset = load_dataset(arguments.dataset, root=arguments.root, subset=subset_of(arguments))
+    with ranks.in_turn():
+        dataset = load_dataset(arguments.dataset, root=arguments.root, subset=subset_of(arguments))
     if arguments.name is not None:
         if not re.fullmatch(r"\w[\w.+-]*", arguments.name, re.ASCII):
             raise UsageError(f"--name {arguments.name!r}: expected letters, digits, and . _ + - after the first")
@@ -109,30 +136,33 @@ def embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...
     from featcache.embedding import Embedding
     from featcache.machine import choose_device, device_name
 
-    device = choose_device(arguments.device)
-    backbone = load_backbone(
-        arguments.backbone,
-        weights=arguments.weights,
-        seed=arguments.seed,
-        image_size=arguments.image_size,
-        resize=arguments.resize,
-        mean=arguments.mean,
-        std=arguments.std,
-    )
+    device = choose_device(arguments.device, local_rank=None if ranks.is_alone else ranks.local_rank)
+    with ranks.in_turn():
+        backbone = load_backbone(
+            arguments.backbone,
+            weights=arguments.weights,
+            seed=arguments.seed,
+            image_size=arguments.image_size,
+            resize=arguments.resize,
+            mean=arguments.mean,
+            std=arguments.std,
+        )
     embedding = Embedding(
         dataset=dataset,
         backbone=backbone,
         cache_dir=arguments.cache_dir,
         cut=backbone.staged.cut_after(arguments.cut) if arguments.cut else None,
         storage=arguments.storage,
-        precision="fp32" if arguments.precision == "auto" else arguments.precision,
+        engine=arguments.engine,
+        precision=arguments.precision,
         device=device,
-        batch_size=arguments.batch_size or (256 if device.type == "cuda" else 16),
-        workers=_workers(dataset) if arguments.workers is None else arguments.workers,
+        batch_size=arguments.batch_size,
+        workers=default_workers(dataset, ranks) if arguments.workers is None else arguments.workers,
         strict=arguments.strict,
         augmentation=_augmentation(arguments),
         max_gb=arguments.max_gb,
         command=("embed", *given),
+        ranks=ranks,
     )
     end = backbone.staged.stages[(embedding.cut or 0) - 1]
     shape = " x ".join(str(n) for n in embedding.row_shape)
@@ -140,11 +170,14 @@ def embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...
         f"backbone {backbone.name}, weights {backbone.weights['name']}, {backbone.preprocessing.image_size} px, up to "
         f"{end.name}: {shape} features in {embedding.storage}"
     )
-    console.note(f"device {device} ({device_name(device)}), precision {embedding.precision}, engine eager")
+    console.note(f"device {device} ({device_name(device)})")
+    if not ranks.is_alone:
+        devices = Counter(ranks.gather(str(device)))
+        console.note(f"{ranks.size} ranks: " + ", ".join(f"{count} on {name}" for name, count in devices.items()))
     console.note(f"the features of {len(dataset):,} images take {embedding.feature_bytes:,} bytes")
     with console.progress("embedding", "images") as progress:
         embedded = embedding.run(
-            on_progress=progress, on_wait=lambda holder: _waiting(console, embedding, holder), on_note=console.note
+            on_progress=progress, on_wait=lambda holder: _waiting(console, holder), on_note=console.note
         )
     _tell(console, embedded)
     return {
@@ -154,6 +187,11 @@ def embed(arguments: argparse.Namespace, console: Console, given: tuple[str, ...
         "rows_damaged": embedded.rows_damaged,
         "seconds": embedded.seconds,
         "images_per_s": embedded.images_per_s,
+        "engine": embedded.settled.engine,
+        "precision": embedded.settled.precision,
+        "batch_size": embedded.settled.batch_size,
+        "fidelity": embedded.cache.provenance.get("engine", {}).get("fidelity"),
+        "verdict": embedded.verdict and embedded.verdict.to_json(),
     }
 
 
@@ -169,24 +207,27 @@ def _augmentation(arguments: argparse.Namespace) -> Augmentation | None:
     return Augmentation(views=arguments.views, seed=arguments.seed, **chosen)
 
 
-def _waiting(console: Console, embedding: Embedding, holder: str) -> None:
+def _waiting(console: Console, holder: str) -> None:
     who = f"process {holder}" if holder.isdecimal() else "another process"
-    console.note(f"{who} is building {embedding.path}; waiting for it")
+    console.note(f"{who} is building the same cache; waiting for it")
 
 
-def _workers(dataset: ImageDataset) -> int:
-    """Processes that decode: none for images in memory, else one a core, up to four."""
+def default_workers(dataset: ImageDataset, ranks: Ranks = ALONE) -> int:
+    """Threads that read ahead: none for images in memory, else one a core, up to 16; ranks share the cores."""
     in_memory = all(split.images.in_memory for split in dataset.splits.values())
-    return 0 if in_memory else min(4, os.cpu_count() or 1)
+    return 0 if in_memory else min(16, max(1, (os.cpu_count() or 1) // ranks.local_size))
 
 
 def _tell(console: Console, embedded: Embedded) -> None:
     path, rows, reused = embedded.cache.path, embedded.rows, embedded.rows_reused
     if reused == rows:
-        console.note(f"{path} is complete: {rows:,} rows, nothing to do (checked in {embedded.seconds:.2f} s)")
+        how = f"{embedded.settled.engine}, {embedded.settled.precision}"
+        console.note(f"{path} is complete: {rows:,} rows ({how}), nothing to do (checked in {embedded.seconds:.2f} s)")
     else:
         kept = f", {reused:,} were there already" if reused else ""
         console.note(f"{path}: {rows:,} rows in {embedded.seconds:.1f} s ({embedded.images_per_s:,.1f} images/s{kept})")
+    if embedded.verdict:
+        console.note(str(embedded.verdict))
     if embedded.rows_damaged:
         console.note(f"{embedded.rows_damaged:,} images have no features; heads leave them out:")
         for split in embedded.cache.splits.values():

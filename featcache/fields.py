@@ -18,7 +18,7 @@ _PROVENANCE_FIELDS = {
     "sealed": bool, "fingerprint": str, "source": dict, "weights": str, "batch": int, "threads": int, "hardware": dict,
     "versions": dict, "trunk_parameters": int, "reused": list, "command": list,
 }  # fmt: skip
-_OPTIONAL_FIELDS = {"cost": (int, float), "resumed_on": list, "working_folder": str}
+_OPTIONAL_FIELDS = {"cost": (int, float), "resumed_on": list, "working_folder": str, "engine": dict}
 _SEALED_FIELDS = {"created": str, "cost": (int, float), "root_digest": str}
 
 

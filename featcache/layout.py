@@ -26,7 +26,7 @@ PROVENANCE_SIZE = 65536
 ALIGNMENT = 4096
 #: The data sets of a split whose blocks of rows are checksummed.
 CHECKED = ("features", "labels", "ids", "content", "status", "origin")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 STORAGES = ("float16", "float32")
 SPLITS = ("train", "val", "test")
 #: At most this many failures are told in ``errors``; ``status`` marks them all.

@@ -2,7 +2,8 @@
 
 The locks are the kernel's (flock): a process that dies, or a machine that restarts, holds none. Two are taken, one
 beside the cache and one in the temporary folder of this host, so that a file system without locks does with the latter.
-Names bear the host's, so that nobody waits for a host that is gone: across hosts builders work privately.
+Names bear the host's, so that nobody waits for a host that is gone: across hosts builders work privately. The ranks of
+one job, on however many hosts, write to one file, and each holds it shared: no later job writes to it before they end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from featcache import layout
 from featcache.disk import explained
+from featcache.errors import CacheError
 
 
 @cache
@@ -75,6 +77,26 @@ def is_building(path: Path) -> bool:
     return False
 
 
+def take_over(fd: int, *, on_wait: Callable[[str], None] = lambda holder: None) -> None:
+    """Wait until nobody writes to an open file in the making any more, then hold it as one of its writers.
+
+    A rank may outlive its job: without this it could go on writing while a later job goes on with the file.
+    """
+    _lock_alone(fd, on_wait, holder=lambda: "")
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_SH)
+
+
+def join(fd: int, path: Path) -> None:
+    """Hold an open file in the making as one more of its writers. Raises CacheError where a later job has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CacheError(f"{path}: another job goes on with this file") from error
+    except OSError:
+        pass  # a file system without locks
+
+
 def _locks(path: Path) -> list[Path]:
     """Beside the cache, and in the temporary folder where that can be had."""
     locks = [path.with_name(f".{path.name}.{host()}.lock")]
@@ -90,13 +112,7 @@ def _locks(path: Path) -> list[Path]:
 def _locked(lock: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait(os.pread(fd, 20, 0).decode(errors="replace").strip())
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks
+        _lock_alone(fd, on_wait, holder=lambda: os.pread(fd, 20, 0).decode(errors="replace").strip())
         if not _is_at(fd, lock):  # deleted while we waited: others lock another file by now
             with _locked(lock, on_wait):
                 yield
@@ -106,6 +122,16 @@ def _locked(lock: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _lock_alone(fd: int, on_wait: Callable[[str], None], *, holder: Callable[[], str]) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        on_wait(holder())
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a file system without locks
 
 
 def _is_at(fd: int, path: Path) -> bool:

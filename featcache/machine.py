@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError, UserError
+from featcache.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +20,17 @@ if TYPE_CHECKING:
 PACKAGES = ("featcache", "torch", "torchvision", "timm", "numpy", "scikit-learn", "h5py", "pillow")
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU. Raises UserError where the named one is not there."""
+def choose_device(name: str, *, local_rank: int | None = None) -> torch.device:
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Args:
+        name: ``auto``, ``cuda``, ``mps``, ``cpu``, or one of several as in ``cuda:1``.
+        local_rank: of a process that shares this machine with others: each takes a GPU of its own while there are
+            enough, and makes it the current one, so that nothing of it lands on the first.
+
+    Raises:
+        UserError: the named one is not there.
+    """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -29,6 +41,9 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: expected auto, cuda, mps or cpu")
     if not there[kind]:
         raise UserError(f"--device {name}: torch finds none here; take --device cpu or auto")
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
+        torch.cuda.set_device(name)
     return torch.device(name)
 
 
@@ -45,6 +60,21 @@ def full_fp32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+def fast_precision(device: torch.device) -> str:
+    """``bf16`` where the processor multiplies it faster than float32, else ``fp32``."""
+    import torch
+
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "cpu":
+        try:
+            flags = set(Path("/proc/cpuinfo").read_text().partition("\n\n")[0].split())
+        except OSError:
+            flags = set()
+        return "bf16" if flags & {"amx_bf16", "avx512_bf16"} else "fp32"
+    return "fp32"
+
+
 def device_name(device: torch.device) -> str:
     """What the maker calls it."""
     import torch
@@ -58,6 +88,21 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass
     return platform.processor()
+
+
+def hardware(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """What is recorded of it; with several ranks, who ask together, also how many have which device."""
+    name = device_name(device)
+    told = {"machine": platform.machine(), "device": str(device), "name": name}
+    return told if ranks.is_alone else {**told, "ranks": dict(Counter(ranks.gather(name)))}
+
+
+def working_folder() -> str:
+    """The path of it; nothing where it was deleted."""
+    try:
+        return os.fsencode(Path.cwd()).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What this user's featcache remembers between commands: which files it accepted, and which digests images had.
+"""What this user's featcache remembers between commands: files it accepted, digests of images, what engines cost.
 
 All of it lies below ``$XDG_CACHE_HOME/featcache`` (``~/.cache/featcache``), can be deleted at any time, and is done
 without where it can't be written.
@@ -6,13 +6,16 @@ without where it can't be written.
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +32,20 @@ _RACY_NS = 2_000_000_000
 def folder() -> Path:
     """Where everything remembered lies. Raises RuntimeError where this user has no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "featcache")
+
+
+def recall(name: str) -> dict[str, Any]:
+    """The JSON object remembered under a name; empty where there is none."""
+    with suppress(OSError, RuntimeError, ValueError):
+        value = json.loads((folder() / "notes" / f"{name}.json").read_text())
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def remember(name: str, value: Mapping[str, Any]) -> None:
+    """Keep a JSON object under a name that can be a file's."""
+    with suppress(OSError, RuntimeError):
+        _replace(folder() / "notes" / f"{name}.json", json.dumps(value).encode())
 
 
 def remembered_digests(root: Path, names: Sequence[str], digest: Callable[[str], bytes]) -> NDArray[np.uint8]:
@@ -61,8 +78,7 @@ def remembered_digests(root: Path, names: Sequence[str], digest: Callable[[str],
         settled &= contents != np.zeros(1, "V16")  # what could not be read may be readable next time
         new = np.zeros(int(settled.sum()), _ENTRY)
         new["key"], new["content"] = keys[settled], contents[settled]
-        others = known[~np.isin(np.arange(len(known)), places[found])]
-        _save(root, np.concatenate([new, others[:_MAX_OTHERS]]))
+        _save(root, new, keys)
     return contents.view(np.uint8).reshape(len(names), layout.DIGEST_SIZE)
 
 
@@ -89,11 +105,28 @@ def _load(root: Path) -> NDArray[np.void]:
     return np.zeros(0, _ENTRY)
 
 
-def _save(root: Path, entries: NDArray[np.void]) -> None:
-    data = entries[np.argsort(entries["key"], kind="stable")].tobytes()
-    with suppress(OSError, RuntimeError):
-        path = _path(root)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(layout.digest(data) + data)
-        os.replace(file.name, path)
+def _save(root: Path, new: NDArray[np.void], keys: NDArray[np.void]) -> None:
+    """Keep new entries in place of those with these keys, and all others: other processes may have added theirs."""
+    with suppress(OSError, RuntimeError), _alone(_path(root)):
+        known = _load(root)
+        others = known[~np.isin(known["key"], keys)][:_MAX_OTHERS]
+        entries = np.concatenate([new, others])
+        data = entries[np.argsort(entries["key"], kind="stable")].tobytes()
+        _replace(_path(root), layout.digest(data) + data)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from replacing a file meanwhile, where the file system has locks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.parent.with_suffix(".lock").open("ab") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)

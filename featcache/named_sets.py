@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ _TRAIN_VAL_TEST = {**_TRAIN_TEST, "val": {"split": "val"}}
 _TRAINVAL_TEST = {"train": {"split": "trainval"}, "test": {"split": "test"}}
 _TRAIN_VALID_TEST = {**_TRAIN_TEST, "val": {"split": "valid"}}
 _ONE: dict[str, dict[str, Any]] = {"train": {}}
+#: torchvision does not promise that two threads may read a data set at once.
+_ONE_BY_ONE = threading.Lock()
 
 #: Class in torchvision.datasets and the arguments that give each split.
 TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
@@ -194,5 +197,6 @@ class IndexedImages:
         return self.content[self.rows]
 
     def read(self, rows: Sequence[int]) -> ReadImages:
-        pixels = [images.eight_bits(self.source[int(self.rows[row])][0]) for row in rows]
+        with _ONE_BY_ONE:
+            pixels = [images.eight_bits(self.source[int(self.rows[row])][0]) for row in rows]
         return ReadImages(pixels, stack_digests([images.pixels_digest(image) for image in pixels]))

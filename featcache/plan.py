@@ -62,6 +62,11 @@ class Plan:
         told = {"encoder": dict(self.encoder), "source": dict(self.source), "rows": rows, "classes": self.class_names}
         return layout.fingerprint(told)
 
+    @property
+    def content(self) -> NDArray[np.uint8]:
+        """(N, 16) content digests of all splits' rows."""
+        return np.concatenate([rows.content for rows in self.splits.values()])
+
     def describes(self, cache: Cache) -> bool:
         """Whether a cache holds these very rows of this encoder, whatever fingerprint it claims to have."""
         held = {

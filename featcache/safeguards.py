@@ -32,8 +32,13 @@ def refuse_lack_of_space(
 
 
 def refuse_drift(cache: Cache, canary: Canary) -> None:
-    """A finished cache whose pictures' features are not today's."""
-    drift = compare(stored_canary(cache), canary, precision=cache.encoder["precision"])
+    """A finished cache whose pictures' features are not today's.
+
+    Today's are eager's, which needs no set-up; another engine's may be further from them.
+    """
+    precision = cache.encoder["precision"]
+    across = cache.encoder["engine"] != "eager"
+    drift = compare(stored_canary(cache), canary, precision=precision, across_engines=across)
     if not drift.is_drift:
         return
     before, now = cache.provenance["versions"], versions()

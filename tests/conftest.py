@@ -87,8 +87,13 @@ def embed(tmp_path: Path, backbone: Backbone) -> Callable[..., Embedding]:
 
     def make(source: Path | ImageDataset, **settings: object) -> Embedding:
         dataset = load_dataset(str(source)) if isinstance(source, Path) else source
-        values = {"backbone": backbone, "cache_dir": tmp_path / "features", "batch_size": 8, **settings}
-        return Embedding(dataset=dataset, device=torch.device("cpu"), **values)
+        values = {
+            "backbone": backbone,
+            "cache_dir": tmp_path / "features",
+            "batch_size": 8,
+            "device": torch.device("cpu"),
+        }
+        return Embedding(dataset=dataset, **{**values, **settings})
 
     return make
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
 
@@ -116,6 +117,37 @@ def test_the_global_generator_is_left_alone(images: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="zip"):
         Augmentation(views=2, seed=0).draw(images, contents(images[:-1]), PREPROCESSING)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    height=st.integers(1, 600),
+    width=st.integers(1, 600),
+    scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted),
+    ratio=st.tuples(st.floats(0.2, 5), st.floats(0.2, 5)).map(sorted),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_parts_are_chosen_as_torchvision_does(
+    height: int, width: int, scale: list[float], ratio: list[float], seed: int
+) -> None:
+    augmentation = Augmentation(views=1, seed=0, crop_scale=tuple(scale), crop_ratio=tuple(ratio))
+    ours = augmentation._choose(height, width, torch.Generator().manual_seed(seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        theirs = v2.RandomResizedCrop.get_params(torch.empty(height, width, device="meta"), scale, ratio)
+        assert ours == (theirs, bool(torch.rand(1) < 0.5))
+
+
+def test_threads_draw_what_one_does_while_others_draw_of_their_own(images: list[np.ndarray]) -> None:
+    augmentation = Augmentation(views=4, seed=3)
+    expected = draw(augmentation, images)
+    torch.manual_seed(5)
+    numbers = torch.rand(200).tolist()
+    torch.manual_seed(5)
+    with ThreadPoolExecutor(4) as pool:
+        drawn = [pool.submit(draw, augmentation, images) for _ in range(12)]
+        assert [torch.rand(1).item() for _ in range(200)] == numbers
+        assert all(torch.equal(future.result(), expected) for future in drawn)
 
 
 def test_images_are_left_alone_and_may_be_read_only() -> None:

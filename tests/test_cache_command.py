@@ -150,7 +150,9 @@ def test_verify_says_where_the_canary_cannot_be_checked(
     assert "CANARY NOT CHECKED: no network here" in out
     monkeypatch.undo()
     other = {**cache.encoder, "preprocessing": {**cache.encoder["preprocessing"], "decoder": "another"}}
-    with pytest.raises(UserError, match="another one: preprocessing.decoder is pillow today, not another"):
+    with pytest.raises(
+        UserError, match="another one: preprocessing.decoder is simplejpeg and pillow today, not another"
+    ):
         todays_canary(replace(cache, encoder=other), device=torch.device("cpu"))
     filed = {**cache.encoder, "weights": {"sha256": "0"}}
     named = {**cache.provenance, "weights": "ResNet18_Weights./etc/passwd"}

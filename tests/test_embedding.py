@@ -14,6 +14,7 @@ import torch
 from making import Stop, noise, stop_after
 
 from featcache import embedding as embedding_module
+from featcache import filling
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import load_dataset
@@ -51,7 +52,7 @@ def test_rows_are_the_trunks_output_for_their_images(folder: Path, embed: Embed,
 def test_the_second_run_runs_nothing(folder: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
     first = embed(folder).run()
     assert (first.rows, first.rows_reused) == (52, 0)
-    monkeypatch.setattr(embedding_module, "BatchReader", None)  # only the canary is embedded
+    monkeypatch.setattr(filling, "BatchReader", None)  # only the canary is embedded
     second = embed(folder).run()
     assert (second.rows, second.rows_reused, second.images_per_s) == (52, 52, 0)
     assert second.seconds < 1
@@ -199,7 +200,7 @@ def test_a_full_disk_is_told_before_any_image_is_read(
     embed: Embed, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(embedding_module, "BatchReader", None)
+    monkeypatch.setattr(filling, "BatchReader", None)
     with pytest.raises(UserError, match=r"52 rows need [\d,]+ bytes, and 1,000 are free"):
         embed(folder).run()
     assert not list((folder.parent / "features").glob("*.h5"))

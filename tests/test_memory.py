@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,3 +107,30 @@ def test_memory_that_cannot_be_written_is_done_without(files: Files, monkeypatch
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     np.testing.assert_array_equal(remembered_digests(root, names, digest), fresh(root, names))
+
+
+def test_what_several_processes_remember_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_RACY_NS", 0)
+    names = [f"{i}.bin" for i in range(40)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    time.sleep(0.05)
+    parts = [names[i::4] for i in range(4)]
+    together = threading.Barrier(4)
+    read: list[str] = []
+
+    def digest(name: str) -> bytes:
+        if any(name == part[0] for part in parts):
+            together.wait(timeout=10)  # none has saved what it read before all have loaded what was known
+        read.append(name)
+        return name.encode().ljust(16)
+
+    threads = [threading.Thread(target=remembered_digests, args=(tmp_path, part, digest)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(read) == sorted(names)
+    read.clear()
+    remembered_digests(tmp_path, names, digest)
+    assert read == []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.models import get_model_weights
 
+from featcache import backbones
 from featcache.backbones import load_backbone
 from featcache.errors import UsageError
+from featcache.images import decode
 from featcache.preprocessing import Preprocessing
 
 
@@ -33,17 +37,82 @@ def own(name: str) -> tuple[Preprocessing, object]:
     return preprocessing, transform
 
 
-@pytest.mark.parametrize(
-    ("name", "levels"),
-    [("resnet18", 1), ("vgg16", 1), ("vit_b_16", 1), ("efficientnet_b0", 2), ("maxvit_t", 2), ("swin_t", 2)],
-)
+#: By weights family: as close to the transform that the weights come with, on Pillow's images, as 8 bits allow.
+FAMILIES = [
+    ("alexnet", 1),
+    ("vgg16", 1),
+    ("resnet18", 1),
+    ("resnet50", 1),
+    ("densenet121", 1),
+    ("mobilenet_v2", 1),
+    ("mobilenet_v3_large", 1),
+    ("shufflenet_v2_x1_0", 1),
+    ("squeezenet1_1", 1),
+    ("mnasnet1_0", 1),
+    ("googlenet", 1),
+    ("inception_v3", 1),
+    ("efficientnet_b0", 2),
+    ("efficientnet_v2_s", 1),
+    ("regnet_y_400mf", 1),
+    ("convnext_tiny", 1),
+    ("vit_b_16", 1),
+    ("swin_t", 2),
+    ("swin_v2_t", 2),
+    ("maxvit_t", 2),
+]
+
+
+def pictures(name: str) -> list[np.ndarray]:
+    """Of one family, kinds of images: a photograph's shape both ways, tiny, thin, and large."""
+    shapes = [(375, 500), (500, 333), (32, 32), (28, 28), (1, 1), (700, 90), (1200, 900)]
+    rng = np.random.default_rng(len(name))
+    return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+
+
+def grey_levels(ours: torch.Tensor, theirs: torch.Tensor, preprocessing: Preprocessing) -> float:
+    assert ours.shape == theirs.shape
+    return ((ours - theirs).abs() * torch.tensor(preprocessing.std).view(3, 1, 1) * 255).max().item()
+
+
+@pytest.mark.parametrize(("name", "levels"), FAMILIES)
 def test_equals_the_weights_own_transform(photograph: np.ndarray, name: str, levels: int) -> None:
     preprocessing, transform = own(name)
-    ours = preprocessing.normalise(preprocessing.fit([photograph]))[0]
-    theirs = transform(Image.fromarray(photograph))
-    grey_levels = (ours - theirs).abs() * torch.tensor(preprocessing.std).view(3, 1, 1) * 255
-    assert ours.shape == theirs.shape
-    assert grey_levels.max() <= levels + 1e-3
+    assert backbones._torchvision(name, None).preprocessing == preprocessing
+    assert levels == {"bilinear": 1, "bicubic": 2}[preprocessing.interpolation]
+    images = [photograph, *pictures(name)]
+    for image, ours in zip(images, preprocessing.normalise(preprocessing.fit(images)), strict=True):
+        assert grey_levels(ours, transform(Image.fromarray(image)), preprocessing) <= levels + 1e-3, image.shape
+
+
+@pytest.mark.parametrize(("name", "levels"), [("resnet18", 1), ("efficientnet_b0", 2)])
+def test_equals_the_weights_own_transform_on_grey_images(photograph: np.ndarray, name: str, levels: int) -> None:
+    preprocessing, transform = own(name)
+    images = [image[..., 0] for image in (photograph, *pictures(name))]
+    for image, ours in zip(images, preprocessing.normalise(preprocessing.fit(images)), strict=True):
+        theirs = transform(Image.fromarray(image).convert("RGB"))
+        assert grey_levels(ours, theirs, preprocessing) <= levels + 1e-3, image.shape
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "vit_tiny_patch16_224", "convnext_atto"])
+def test_equals_timms_own_transform(photograph: np.ndarray, name: str) -> None:
+    timm = pytest.importorskip("timm")
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.models.get_pretrained_cfg(name).to_dict())
+    transform = timm.data.create_transform(**config, is_training=False)
+    preprocessing = backbones._timm(name, name).preprocessing
+    levels = {"bilinear": 1, "bicubic": 2}[preprocessing.interpolation]
+    images = [photograph, *pictures(name)]
+    for image, ours in zip(images, preprocessing.normalise(preprocessing.fit(images)), strict=True):
+        assert grey_levels(ours, transform(Image.fromarray(image)), preprocessing) <= levels + 1e-3, image.shape
+
+
+@pytest.mark.parametrize(("name", "levels"), [("resnet18", 1), ("efficientnet_b0", 2)])
+def test_photographs_equal_pillows_way_from_the_file_on(hymenoptera: Path, name: str, levels: int) -> None:
+    preprocessing, transform = own(name)
+    paths = sorted(hymenoptera.rglob("*.jpg"))[::16]
+    ours = preprocessing.normalise(preprocessing.fit([decode(path.read_bytes()) for path in paths]))
+    for path, one in zip(paths, ours, strict=True):
+        with Image.open(path) as image:
+            assert grey_levels(one, transform(image.convert("RGB")), preprocessing) <= levels + 1e-3, path
 
 
 def test_resnet18_is_loaded_with_that_preprocessing() -> None:
@@ -54,6 +123,38 @@ def test_a_stack_is_fitted_like_its_images(photograph: np.ndarray) -> None:
     preprocessing, _ = own("efficientnet_b0")
     stack = np.stack([photograph, photograph[::-1]])
     assert torch.equal(preprocessing.fit(stack), preprocessing.fit(list(stack)))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(28, 28), (8, 8), (128, 128), (129, 128), (1, 40)])
+def test_an_image_is_the_same_alone_and_among_any_others(shape: tuple[int, int], interpolation: str) -> None:
+    preprocessing = Preprocessing(
+        image_size=48, resize_size=55, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    grey = np.random.default_rng(1).integers(0, 256, (37, *shape), dtype=np.uint8)
+    fitted = preprocessing.fit(grey)
+    assert fitted.shape == (37, 1, 48, 48)
+    as_rgb = preprocessing.fit(np.repeat(grey[..., None], 3, axis=-1))
+    assert torch.equal(fitted.expand(-1, 3, -1, -1), as_rgb)
+    for n in (1, 2, 3, 5, 16, 17):
+        assert torch.equal(preprocessing.fit(grey[-n:]), fitted[-n:])
+    mixed = [grey[0], grey[1].T.copy(), grey[2], np.repeat(grey[3][..., None], 3, axis=-1)]
+    shown = preprocessing.fit(mixed)
+    assert torch.equal(shown[[0, 2, 3]], fitted[[0, 2, 3]].expand(-1, 3, -1, -1))
+    assert torch.equal(shown[1], preprocessing.fit(mixed[1:2])[0].expand(3, -1, -1))
+
+
+def test_channels_are_last_in_memory_and_read_only_or_strided_images_will_do() -> None:
+    preprocessing, _ = own("resnet18")
+    stack = np.random.default_rng(0).integers(0, 256, (20, 30, 40, 3), dtype=np.uint8)
+    fitted = preprocessing.fit(stack)
+    assert fitted.is_contiguous(memory_format=torch.channels_last)
+    assert preprocessing.fit(stack[..., 0]).is_contiguous()
+    stack.flags.writeable = False
+    assert torch.equal(preprocessing.fit(stack), fitted)
+    assert torch.equal(preprocessing.fit(list(stack)), fitted)
+    assert torch.equal(preprocessing.fit(stack[::-2]), preprocessing.fit(stack[::-2].copy()))
+    assert torch.equal(preprocessing.fit(stack[:, ::-1, 5:9]), preprocessing.fit(stack[:, ::-1, 5:9].copy()))
 
 
 def test_grey_is_resized_once_and_becomes_three_equal_channels(photograph: np.ndarray) -> None:

@@ -27,7 +27,7 @@ def asked(folder: Path, run: Run) -> Callable[..., Path]:
 
     def begin(*argv: object, record: list[str] | None = None, begun_in: Path | None = None) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("featcache.embedding.BatchReader", lambda **_: (_ for _ in ()).throw(Stop))
+            patch.setattr("featcache.filling.BatchReader", lambda **_: (_ for _ in ()).throw(Stop))
             if record is not None or begun_in is not None:
                 patch.setattr(
                     Embedding,

@@ -18,6 +18,7 @@ from featcache.datasets import load_dataset
 from featcache.embedding import Embedding
 from featcache.errors import CacheError
 from featcache.locks import partial_path
+from featcache.passes import TrunkPasses
 from featcache.subset import Subset
 
 Embed = Callable[..., Embedding]
@@ -27,11 +28,11 @@ Embed = Callable[..., Embedding]
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each forward pass was for, the canary's four left out."""
     counted: list[int] = []
-    forward = Embedding._forward
+    features = TrunkPasses.features
 
-    def counting(self: Embedding, trunk: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
+    def counting(self: TrunkPasses, images: torch.Tensor) -> np.ndarray:
         counted.append(len(images))
-        return forward(self, trunk, images)
+        return features(self, images)
 
     canary = Embedding.canary
 
@@ -41,7 +42,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         del counted[before:]
         return made
 
-    monkeypatch.setattr(Embedding, "_forward", counting)
+    monkeypatch.setattr(TrunkPasses, "features", counting)
     monkeypatch.setattr(Embedding, "canary", uncounted)
     return counted
 

@@ -135,13 +135,17 @@ def _rebuilt(cache: Cache, weights: str | None, device: torch.device) -> Embeddi
     from featcache.augmentation import Augmentation
     from featcache.backbones import load_backbone
     from featcache.datasets import ImageDataset
-    from featcache.embedding import PRECISIONS, Embedding
+    from featcache.embedding import Embedding
+    from featcache.engines.preparing import ENGINES, PRECISIONS, unavailable
     from featcache.preprocessing import Preprocessing
 
     encoder = cache.encoder
     precision, storage = encoder["precision"], encoder["storage"]
-    if precision not in PRECISIONS or storage not in ("float16", "float32"):
-        raise UserError(f"precision {precision!r} and storage {storage!r} are not known here")
+    engine = encoder["engine"]
+    if precision not in PRECISIONS or storage not in ("float16", "float32") or engine not in ENGINES:
+        raise UserError(f"engine {engine!r}, precision {precision!r} and storage {storage!r} can't be had from a cache")
+    if reason := unavailable(engine, precision, device):
+        raise reason
     try:
         preprocessing = Preprocessing.from_json(encoder["preprocessing"])
         augmentation = Augmentation.from_json(encoder["views"]) if encoder["views"] else None
@@ -163,6 +167,7 @@ def _rebuilt(cache: Cache, weights: str | None, device: torch.device) -> Embeddi
         cache_dir=cache.path.parent,
         cut=backbone.staged.cut_after(encoder["cut"]),
         storage=storage,
+        engine=engine,
         precision=precision,
         device=device,
         batch_size=min(max(1, cache.provenance["batch"]), _MAX_BATCH),

@@ -1,0 +1,46 @@
+"""A data set in; what is known of its rows before any image is decoded, out: each is read once for its digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache import layout
+from featcache.datasets import ImageDataset, Images
+from featcache.engines.gate import CALIBRATION_IMAGES, spread_rows
+from featcache.errors import UserError
+from featcache.plan import PlannedRows
+from featcache.ranks import Ranks
+
+
+def planned_rows(dataset: ImageDataset, ranks: Ranks) -> dict[str, PlannedRows]:
+    """The rows of each split. All ranks together: each digests a part of the images.
+
+    Raises:
+        UserError: a split is empty, or this rank was given other rows than the first.
+    """
+    for name, split in dataset.splits.items():
+        if not split.ids:
+            raise UserError(f"{dataset.name}: no images left in {name}; choose more, or leave the split out")
+    unread = np.empty((0, layout.DIGEST_SIZE), np.uint8)
+    told = [PlannedRows(split.ids, split.labels, unread).digest() for split in dataset.splits.values()]
+    ranks.require_same(layout.fingerprint([dataset.name, dataset.class_names, dataset.selection, told]), "rows")
+    read = {name: _digests(split.images, ranks) for name, split in dataset.splits.items()}
+    return {name: PlannedRows(split.ids, split.labels, read[name]) for name, split in dataset.splits.items()}
+
+
+def _digests(images: Images, ranks: Ranks) -> NDArray[np.uint8]:
+    if ranks.is_alone:
+        return images.digests()
+    part = ranks.part(len(images))
+    return ranks.gather_rows(images.take(np.arange(part.start, part.stop)).digests())
+
+
+def calibration(rows: Mapping[str, PlannedRows]) -> dict[str, Any]:
+    """What int8's ranges are taken from, as the encoder tells it: some images of the first split, evenly spaced."""
+    first = next(iter(rows.values()))
+    content = first.content[spread_rows(len(first.ids), CALIBRATION_IMAGES)]
+    return {"images": len(content), "content": layout.digest(np.ascontiguousarray(content)).hex()}

@@ -1,0 +1,166 @@
+"""Embedding with ResNet-18 beside the notebook way, and beside its own model and input alone; all in one run.
+
+    python tests/benchmarks/embed_rates.py arrays --count 2000
+    python tests/benchmarks/embed_rates.py files --count 1000 --folder ../shared/data/hymenoptera_data
+
+Prints a Markdown table. Variants take turns; figures are medians over the rounds; set-up is told beside the rate and not
+in it. Weights are random, which speed does not depend on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import notebook_way
+import numpy as np
+import torch
+
+from featcache.backbones import load_backbone
+from featcache.batches import BatchReader
+from featcache.datasets import ArrayImages, FileImages, ImageDataset, Split
+from featcache.embedding import Embedding
+from featcache.engines.preparing import unavailable
+
+CPU = torch.device("cpu")
+WAYS = (("eager", "fp32"), ("eager", "bf16"), ("compile", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))
+WAYS_ASKED_FOR = (("openvino", "int8"),)
+
+
+def arrays(count: int) -> tuple[ImageDataset, list[Any]]:
+    """32-pixel colour images in memory."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    ids = tuple(f"train/{i}" for i in range(count))
+    split = Split(ids, np.zeros(count, np.int64), ArrayImages(pixels))
+    return ImageDataset("arrays", ("one",), {"train": split}), list(pixels)
+
+
+def files(count: int, folder: Path, links: Path) -> tuple[ImageDataset, list[Any]]:
+    """So many JPEG files: those of a folder, again and again under other names."""
+    found = sorted(folder.rglob("*.jpg"))
+    names = []
+    for i in range(count):
+        names.append(f"{i:05}.jpg")
+        os.symlink(found[i % len(found)].resolve(), links / names[-1])
+    split = Split(tuple(names), np.zeros(count, np.int64), FileImages(links, tuple(names)))
+    return ImageDataset("files", ("one",), {"train": split}), [links / name for name in names]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=("arrays", "files"))
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        (scratch / "links").mkdir()
+        if arguments.kind == "arrays":
+            dataset, sources = arrays(arguments.count)
+        else:
+            dataset, sources = files(arguments.count, arguments.folder, scratch / "links")
+        measure(dataset, sources, scratch, arguments.rounds)
+
+
+def measure(dataset: ImageDataset, sources: list[Any], scratch: Path, rounds: int) -> None:
+    backbone = load_backbone("resnet18", weights="none")
+    base = Embedding(dataset=dataset, backbone=backbone, cache_dir=scratch, device=CPU, workers=workers(dataset))
+    ways = [way for way in (*WAYS, *WAYS_ASKED_FOR) if unavailable(*way, CPU) is None]
+    rates: dict[str, list[float]] = {}
+    set_up: dict[str, list[float]] = {}
+
+    def note(name: str, rate: float, seconds: float = 0.0) -> None:
+        rates.setdefault(name, []).append(rate)
+        set_up.setdefault(name, []).append(seconds)
+
+    for round_number in range(rounds):
+        begun = time.perf_counter()
+        network = notebook_way.model()
+        ready = time.perf_counter()
+        notebook_way.embed(network, sources, scratch / "notebook.h5")
+        note("notebook way", len(sources) / (time.perf_counter() - ready), ready - begun)
+        for engine, precision in ways:
+            name = f"{engine} {precision}"
+            begun = time.perf_counter()
+            folder = scratch / f"{name}-{round_number}"
+            embedded = replace(base, engine=engine, precision=precision, cache_dir=folder).run()
+            seconds = time.perf_counter() - begun
+            note(name, embedded.verdict.images_per_s, seconds - len(sources) / embedded.verdict.images_per_s)
+            note(f"{name}, model alone", model_alone(embedded.settled))
+        note("input alone", input_alone(base, len(sources)))
+        print(f"round {round_number + 1} of {rounds}", {name: round(each[-1], 1) for name, each in rates.items()})
+    table(rates, set_up)
+
+
+def workers(dataset: ImageDataset) -> int:
+    from featcache.embed_command import default_workers
+
+    return default_workers(dataset)
+
+
+def model_alone(settled: Embedding) -> float:
+    """Images/s of the engine on synthetic batches of the pipeline's own shape."""
+    size = settled.backbone.preprocessing.image_size
+    batch = torch.randint(0, 256, (settled.pass_images, 3, size, size), dtype=torch.uint8)
+    batch = batch.contiguous(memory_format=torch.channels_last)
+    return repeated(lambda: settled.prepared.forward(batch), settled.pass_images, seconds=2)
+
+
+def input_alone(base: Embedding, count: int) -> float:
+    """Images/s of reading, decoding and resizing, with nothing after it."""
+    rows = [("train", np.arange(i, min(i + 16, count))) for i in range(0, count, 16)]
+    images = base.dataset.splits["train"].images
+    reader = BatchReader(
+        images={"train": images},
+        content={"train": images.digests()},
+        groups=rows,
+        preprocessing=base.backbone.preprocessing,
+        augmentation=None,
+    )
+    begun = time.perf_counter()
+    for _ in reader.batches(workers=max(base.workers, 1), pin_memory=False):
+        pass
+    return count / (time.perf_counter() - begun)
+
+
+def repeated(work: Callable[[], object], images: int, *, seconds: float) -> float:
+    work()
+    begun, passes = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        work()
+        passes += 1
+    return passes * images / (time.perf_counter() - begun)
+
+
+def table(rates: dict[str, list[float]], set_up: dict[str, list[float]]) -> None:
+    base = rates["notebook way"]
+    print(
+        "\n| | images/s | times the notebook way | set-up, s | of its model alone | of the lower of model and input |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, each in rates.items():
+        if "alone" in name:
+            continue
+        ratio = statistics.median(a / b for a, b in zip(each, base, strict=True))
+        alone = rates.get(f"{name}, model alone")
+        shares = "| | |"
+        if alone:
+            lower = [min(a, b) for a, b in zip(alone, rates["input alone"], strict=True)]
+            share = statistics.median(a / b for a, b in zip(each, alone, strict=True))
+            shares = f"| {share:.2f} | {statistics.median(a / b for a, b in zip(each, lower, strict=True)):.2f} |"
+        print(
+            f"| {name} | {statistics.median(each):.0f} | {ratio:.1f} | {statistics.median(set_up[name]):.1f} {shares}"
+        )
+    print(f"| input alone | {statistics.median(rates['input alone']):.0f} | | | | |")
+
+
+if __name__ == "__main__":
+    main()
