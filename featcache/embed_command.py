@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections import Counter
@@ -17,6 +16,8 @@ from featcache.errors import UsageError
 from featcache.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
+    import torch
+
     from featcache.augmentation import Augmentation
     from featcache.datasets import ImageDataset
     from featcache.embedding import Embedded
@@ -134,8 +135,9 @@ def embed(
 
     from featcache.backbones import load_backbone
     from featcache.embedding import Embedding
-    from featcache.machine import choose_device, device_name
+    from featcache.machine import choose_device, device_name, keep_freed_memory
 
+    keep_freed_memory()
     device = choose_device(arguments.device, local_rank=None if ranks.is_alone else ranks.local_rank)
     with ranks.in_turn():
         backbone = load_backbone(
@@ -157,7 +159,7 @@ def embed(
         precision=arguments.precision,
         device=device,
         batch_size=arguments.batch_size,
-        workers=default_workers(dataset, ranks) if arguments.workers is None else arguments.workers,
+        workers=default_workers(dataset, device, ranks) if arguments.workers is None else arguments.workers,
         strict=arguments.strict,
         augmentation=_augmentation(arguments),
         max_gb=arguments.max_gb,
@@ -189,7 +191,7 @@ def embed(
         "images_per_s": embedded.images_per_s,
         "engine": embedded.settled.engine,
         "precision": embedded.settled.precision,
-        "batch_size": embedded.settled.batch_size,
+        "batch_size": embedded.cache.provenance["batch"],
         "fidelity": embedded.cache.provenance.get("engine", {}).get("fidelity"),
         "verdict": embedded.verdict and embedded.verdict.to_json(),
     }
@@ -212,10 +214,16 @@ def _waiting(console: Console, holder: str) -> None:
     console.note(f"{who} is building the same cache; waiting for it")
 
 
-def default_workers(dataset: ImageDataset, ranks: Ranks = ALONE) -> int:
-    """Threads that read ahead: none for images in memory, else one a core, up to 16; ranks share the cores."""
-    in_memory = all(split.images.in_memory for split in dataset.splits.values())
-    return 0 if in_memory else min(16, max(1, (os.cpu_count() or 1) // ranks.local_size))
+def default_workers(dataset: ImageDataset, device: torch.device, ranks: Ranks = ALONE) -> int:
+    """Threads that read ahead: one a core, up to 16, of which ranks have their share.
+
+    None for images in memory where the processor computes: it has no time to spare, and decoding takes none.
+    """
+    from featcache.machine import n_cores
+
+    if device.type == "cpu" and all(split.images.in_memory for split in dataset.splits.values()):
+        return 0
+    return min(16, max(1, n_cores() // ranks.local_size))
 
 
 def _tell(console: Console, embedded: Embedded) -> None:

@@ -85,6 +85,7 @@ class Embedding:
         ranks: who does it together, joined; each with a device of its own, and all else the same.
         rows: what is known of the images, where they have been read for it already.
         prepared: the engine, where it has been set up already.
+        left_open: which of ``engine`` and ``precision`` were ``auto`` before they were settled.
     """
 
     dataset: ImageDataset
@@ -104,6 +105,7 @@ class Embedding:
     ranks: Ranks = ALONE
     rows: Mapping[str, PlannedRows] | None = None
     prepared: Prepared | None = None
+    left_open: tuple[str, ...] = ()
 
     @cached_property
     def plan(self) -> Plan:
@@ -116,13 +118,14 @@ class Embedding:
     def encoder(self) -> dict[str, Any]:
         """How images become features; see ``Backbone.encoder``."""
         assert "auto" not in (self.engine, self.precision)
+        ranges = self.precision == "int8" and self.rows
         return self.backbone.encoder(
             cut=self.cut,
             precision=self.precision,
             engine=self.engine,
             storage=self.storage,
             augmentation=self.augmentation,
-            calibration=calibration(self.rows) if self.precision == "int8" and self.rows else None,
+            calibration=calibration(ranges, batch=self.pass_images) if ranges else None,
         )
 
     @property
@@ -208,9 +211,10 @@ class Embedding:
                 settled = choosing.settle_together(work, on_note=on_note)
                 return settled._embedded(begun, on_progress, on_wait, on_note)
             except torch.cuda.OutOfMemoryError as error:
-                size = settled.batch_size or choosing.default_batch(self.device)
-                if size == 1 or not self.ranks.is_alone:
-                    raise UserError(f"{self.device} has too little memory for --batch-size {size}: halve it") from error
+                size = settled.pass_images
+                if settled.group_rows == 1 or not self.ranks.is_alone:
+                    mend = "take a smaller --batch-size, fewer --views or a smaller --image-size"
+                    raise UserError(f"{self.device} has too little memory for batches of {size}: {mend}") from error
             on_note(f"{self.device} has too little memory for batches of {size}: beginning again with {size // 2}")
             work = replace(work, batch_size=size // 2)
             torch.cuda.empty_cache()
@@ -262,7 +266,7 @@ class Embedding:
 
     def _built(self, on_progress: Progress, on_wait: Tell, on_note: Tell) -> Filled:
         """Build the cache; gives what all ranks did, with the times of this one."""
-        begun = time.perf_counter()
+        begun = time.perf_counter() - (self.prepared.setup_s if self.prepared else 0)
         builder = CacheBuilder.create_or_resume(
             self.path, self.plan, self._provenance(), self.canary(), ranks=self.ranks, on_wait=on_wait
         )

@@ -15,16 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache import layout
 
+T = TypeVar("T")
+
 _ENTRY = np.dtype([("key", "V16"), ("content", "V16")])
 #: Entries that are kept for one folder beside those of its images.
 _MAX_OTHERS = 1_000_000
+#: Files that are handed to a pool of threads at once.
+_AT_ONCE = 4096
 #: A file that changed so recently may change again without its time showing it.
 _RACY_NS = 2_000_000_000
 
@@ -64,14 +68,14 @@ def remembered_digests(root: Path, names: Sequence[str], digest: Callable[[str],
     known = _load(root)
     now = time.time_ns()
     with ThreadPoolExecutor() as pool:
-        marks = list(pool.map(lambda name: _mark(root, name, now), names, chunksize=256))
+        marks = [mark for part in _parts(names) for mark in pool.map(lambda name: _mark(root, name, now), part)]
         keys = np.frombuffer(b"".join(key for key, _ in marks), "V16")
         places = np.minimum(np.searchsorted(known["key"], keys), max(0, len(known) - 1))
         found = known["key"][places] == keys if len(known) else np.zeros(len(keys), bool)
         contents = np.zeros(len(names), "V16")
         contents[found] = known["content"][places[found]]
         missing = np.flatnonzero(~found).tolist()
-        read = list(pool.map(digest, (names[i] for i in missing)))
+        read = [content for part in _parts(missing) for content in pool.map(digest, [names[i] for i in part])]
     if missing:
         contents[missing] = np.frombuffer(b"".join(read), "V16")
         settled = np.array([is_settled for _, is_settled in marks])
@@ -80,6 +84,11 @@ def remembered_digests(root: Path, names: Sequence[str], digest: Callable[[str],
         new["key"], new["content"] = keys[settled], contents[settled]
         _save(root, new, keys)
     return contents.view(np.uint8).reshape(len(names), layout.DIGEST_SIZE)
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Some thousands at a time: what a pool is given at once, it holds at once."""
+    return (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))
 
 
 def _mark(root: Path, name: str, now: int) -> tuple[bytes, bool]:

@@ -39,8 +39,11 @@ def _digests(images: Images, ranks: Ranks) -> NDArray[np.uint8]:
     return ranks.gather_rows(images.take(np.arange(part.start, part.stop)).digests())
 
 
-def calibration(rows: Mapping[str, PlannedRows]) -> dict[str, Any]:
-    """What int8's ranges are taken from, as the encoder tells it: some images of the first split, evenly spaced."""
+def calibration(rows: Mapping[str, PlannedRows], *, batch: int) -> dict[str, Any]:
+    """What int8's ranges are taken from, as the encoder tells it: some images of the first split, evenly spaced.
+
+    The ranges are statistics of whole batches, so their size has a part in them.
+    """
     first = next(iter(rows.values()))
     content = first.content[spread_rows(len(first.ids), CALIBRATION_IMAGES)]
-    return {"images": len(content), "content": layout.digest(np.ascontiguousarray(content)).hex()}
+    return {"images": len(content), "content": layout.digest(np.ascontiguousarray(content)).hex(), "batch": batch}

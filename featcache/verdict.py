@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from featcache.engines.preparing import unavailable
-from featcache.machine import fast_precision
+from featcache.machine import fast_precision, n_cores
 
 if TYPE_CHECKING:
     from featcache.embedding import Embedding
@@ -63,7 +62,7 @@ def judge(work: Embedding, filled: Filled) -> Verdict | None:
 
 
 def _advice(work: Embedding, shares: Mapping[str, float], waiting: float) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = n_cores()
     on_cpu = work.device.type == "cpu"
     largest = max(shares, key=shares.__getitem__)
     reading = "decoding" if shares["decode"] >= shares["resize"] else "resizing"
@@ -81,12 +80,13 @@ def _advice(work: Embedding, shares: Mapping[str, float], waiting: float) -> str
 
 
 def _faster_forward(work: Embedding) -> str:
-    if work.precision == "fp32" and fast_precision(work.device) != "fp32":
+    if work.precision == "fp32" and fast_precision(work.device) != "fp32" and "precision" not in work.left_open:
         return "--precision bf16 would be faster"
     if work.device.type != "cpu":
         return "that is the device at work; more of them (torchrun) or a smaller --backbone would help"
     if work.engine != "openvino" and work.precision != "fp16":
         if unavailable("openvino", work.precision, work.device) is not None:
             return "--engine openvino would be faster on most models (pip install 'featcache[openvino]')"
-        return "--engine openvino may be faster"
+        if "engine" not in work.left_open:
+            return "--engine openvino may be faster"
     return "a GPU (--device cuda) or a smaller --backbone would help"

@@ -1,4 +1,4 @@
-"""A million images stream through in bounded memory: batches come and go, and only what is told of a row is kept."""
+"""A million images, 4.8 GB of pixels, stream through in bounded memory; what is told of a row is kept, nothing else."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Synthetic:
         return content.view(np.uint8)
     def read(self, rows):
         some = Synthetic(self.rows[np.asarray(rows)])
-        pixels = np.empty((len(some), 8, 8, 3), np.uint8)
+        pixels = np.empty((len(some), 40, 40, 3), np.uint8)
         pixels[:] = some.rows.astype(np.uint8)[:, None, None, None]
         pixels[:, 0, 0, 0] = some.rows // 256 % 256
         return ReadImages(pixels, some.digests())
 
 n = int(sys.argv[1])
 torch.manual_seed(0)
-layers = [torch.nn.Conv2d(3, 64, 8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 2)]
+layers = [torch.nn.Conv2d(3, 64, 40), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 2)]
 preprocessing = Preprocessing(
-    image_size=8, resize_size=8, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
+    image_size=40, resize_size=40, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
 )
-staged = StagedModel(torch.nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+staged = StagedModel(torch.nn.Sequential(*layers), torch.zeros(1, 3, 40, 40))
 backbone = Backbone("small", staged, preprocessing, {"name": "none", "sha256": "0" * 64, "seed": 0})
 splits = {}
 for name, rows in (("train", np.arange(n)), ("test", np.arange(n, n + 1000))):

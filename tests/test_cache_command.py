@@ -20,6 +20,7 @@ from featcache.datasets import load_dataset
 from featcache.embedding import Embedding
 from featcache.errors import UserError
 from featcache.locks import building
+from featcache.passes import TrunkPasses
 from featcache.upkeep.verification import todays_canary
 
 Embed = Callable[..., Embedding]
@@ -206,9 +207,9 @@ def test_diff_of_the_same_and_of_other_rows(embed: Embed, folder: Path, run: Run
 def test_diff_measures_the_features(embed: Embed, folder: Path, run: Run) -> None:
     a = embed(folder, storage="float32").run().cache
     other = embed(folder, storage="float32", cache_dir=folder.parent / "other")
-    original = Embedding._fitting
+    original = TrunkPasses.stored
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Embedding, "_fitting", lambda self, features: original(self, features) * np.float32(1.5))
+        patch.setattr(TrunkPasses, "stored", lambda self, features: original(self, features) * np.float32(1.5))
         b = other.run().cache
     told = json.loads(run("cache", "diff", b.path, a.path, "--json")[1])
     assert told["splits"]["train"]["largest"] == pytest.approx(0.5, rel=1e-5)

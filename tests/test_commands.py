@@ -31,7 +31,8 @@ def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
     (path,) = (tmp_path / "features").glob("*.h5")
     assert path.name.startswith("digits-resnet18-")
     status, out, _ = run("embed", *QUICK)
-    assert f"features/{path.name} is complete: 419 rows, nothing to do" in out
+    assert f"features/{path.name} is complete: 419 rows (eager, " in out
+    assert "nothing to do" in out
     status, out, _ = run("fit-head", "--clf", "logreg")
     assert status == 0
     assert f"cache features/{path.name}" in out
@@ -46,7 +47,8 @@ def test_json_is_all_there_is_on_stdout(run: Run, tmp_path: Path) -> None:
     told = json.loads(out)
     assert status == 0
     assert "data set digits" in err
-    assert set(told) == {"cache", "rows", "rows_reused", "rows_damaged", "seconds", "images_per_s"}
+    counts = {"cache", "rows", "rows_reused", "rows_damaged", "seconds", "images_per_s"}
+    assert set(told) == counts | {"engine", "precision", "batch_size", "fidelity", "verdict"}
     assert (told["rows"], told["rows_reused"]) == (419, 0)
     status, out, err = run("fit-head", "--clf", "ridge", "--name", "mine", "--json")
     record = json.loads(out)

@@ -32,9 +32,10 @@ Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[1]
 # Blocks of 16 rows: some ten for each rank.
 SMALL = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--cut", "layer1", "--storage", "float32"]
-SMALL += ["--batch-size", "8"]
+SMALL += ["--batch-size", "8", "--engine", "eager", "--precision", "fp32"]
 # Slow enough to be ended midway: a block of 256 rows takes seconds.
 SLOW = ["--backbone", "resnet18", "--weights", "none", "--image-size", "64", "--batch-size", "8"]
+SLOW += ["--engine", "eager", "--precision", "fp32"]
 SLOW += ["--limit", "train=1100,test=100"]
 
 

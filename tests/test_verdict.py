@@ -33,6 +33,7 @@ def filled(*, waited: float = 0.0, **seconds: float) -> Filled:
         ({"forward": 2, "decode": 0.1}, {"precision": "bf16"}, "--engine openvino"),
         ({"forward": 2, "decode": 0.1}, {"precision": "bf16", "engine": "openvino"}, "--device cuda"),
         ({"forward": 2, "decode": 0.1}, {"precision": "bf16", "device": CUDA}, "torchrun"),
+        ({"forward": 2}, {"precision": "fp32", "left_open": ("precision", "engine")}, "--device cuda"),
         ({"forward": 1, "decode": 1, "waited": 1}, {"workers": 0}, "--workers 4"),
         ({"forward": 1, "decode": 4, "waited": 1}, {"workers": 4}, "smaller image files"),
         ({"forward": 1, "resize": 4, "waited": 1}, {"workers": 4}, "--image-size"),
@@ -44,7 +45,7 @@ def filled(*, waited: float = 0.0, **seconds: float) -> Filled:
 def test_the_bottleneck_is_named_with_what_would_help(
     embed: Embed, monkeypatch: pytest.MonkeyPatch, times: dict[str, float], settings: dict[str, object], advice: str
 ) -> None:
-    monkeypatch.setattr(verdict.os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    monkeypatch.setattr(verdict, "n_cores", lambda: 4)
     monkeypatch.setattr(verdict, "fast_precision", lambda device: "bf16")
     told = judge(embed(noise(4), **settings), filled(**times))
     assert told is not None

@@ -44,6 +44,7 @@ def prepare(
     Raises:
         UserError: OpenVINO does not take this network.
     """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # can't be imported: no report home
     import openvino
 
     batch = _as_fed(example)
@@ -86,8 +87,8 @@ def _quantized(model: Any, images: Tensor, batch: int) -> Any:
 
     for name in ("nncf", "torch.utils.cpp_extension"):  # the latter warns where CUDA's compiler has no GPU
         logging.getLogger(name).setLevel(logging.ERROR)
-    n = max(1, len(images) // batch)
-    repeated = images.repeat(-(-batch // len(images)), 1, 1, 1) if len(images) < batch else images
+    n = -(-len(images) // batch)
+    repeated = images.repeat(1 + n * batch // len(images), 1, 1, 1)  # the last batch is filled up with the first ones
     batches = [_as_fed(repeated[i * batch : (i + 1) * batch]) for i in range(n)]
     with redirect_stdout(sys.stderr):  # progress bars
         return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))

@@ -7,6 +7,7 @@ it gains is remembered; the first time it is guessed, and a wrong guess costs on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -42,7 +43,9 @@ def settle(embedding: Embedding, *, on_note: Callable[[str], None] = lambda note
     Raises:
         UserError: what was asked for can't be had here, or is not faithful enough to fp32 eager.
     """
-    asked = [replace(embedding, engine=e, precision=p) for p in _precisions(embedding) for e in _engines(embedding, p)]
+    left_open = tuple(name for name in ("engine", "precision") if getattr(embedding, name) == "auto")
+    settled = replace(embedding, left_open=left_open)
+    asked = [replace(settled, engine=e, precision=p) for p in _precisions(embedding) for e in _engines(embedding, p)]
     refused = [unavailable(c.engine, c.precision, c.device) for c in asked]
     if (reason := refused[0]) is not None and all(refused):
         raise reason
@@ -54,7 +57,12 @@ def settle(embedding: Embedding, *, on_note: Callable[[str], None] = lambda note
     for candidate in here:
         if batch := _batch_in_the_making(candidate):
             on_note(f"going on with {candidate.engine} in {candidate.precision}, as the build was begun")
-            return _tried([_with_batch(candidate, batch)], gate, on_note)
+            try:
+                return _tried([_with_batch(candidate, batch)], gate, on_note)
+            except UserError as error:
+                if embedding.engine != "auto":
+                    raise
+                on_note(f"beginning anew: {error}")
     for precision in dict.fromkeys(candidate.precision for candidate in here):
         try:
             return _tried([_with_batch(c) for c in here if c.precision == precision], gate, on_note)
@@ -123,21 +131,25 @@ def _tried(candidates: Sequence[Embedding], gate: Gate, on_note: Callable[[str],
     refused: UserError | None = None
     while left:
         engine = "eager" if "eager" in left else min(left, key=lambda e: _seconds(e, images, expected, tried))
-        best = min((images[e] / p.images_per_s for e, p in tried.items() if p.images_per_s), default=None)
+        best = min((images[e] / _rate(prepared) for e, prepared in tried.items()), default=None)
         if best is not None and _seconds(engine, images, expected, tried) >= best:
             break
         candidate = left.pop(engine)
         try:
-            tried[engine] = gate.passed(candidate)
+            tried[engine] = gate.passed(candidate, timed=len(candidates) > 1)
         except UserError as error:
+            if engine == "eager":  # all engines round the same weights
+                raise
             refused = error
             if left or tried:
                 on_note(str(error))
+                _remember(candidate, 0.0, 0.0)
         else:
-            _remember(candidate, tried)
+            if (eager := tried.get("eager")) and engine != "eager":
+                _remember(candidate, tried[engine].setup_s, _rate(tried[engine]) / _rate(eager))
     if not tried:
         raise refused or AssertionError(candidates)
-    best_engine = min(tried, key=lambda e: images[e] / (tried[e].images_per_s or 1))
+    best_engine = min(tried, key=lambda e: images[e] / _rate(tried[e]))
     chosen = next(candidate for candidate in candidates if candidate.engine == best_engine)
     on_note(_told(chosen, tried))
     return replace(chosen, prepared=tried[best_engine])
@@ -147,11 +159,15 @@ def _seconds(
     engine: str, images: dict[str, int], expected: dict[str, tuple[float, float]], tried: dict[str, Prepared]
 ) -> float:
     """What an engine that was not tried yet would take for the images that it has to embed, its set-up included."""
-    eager = tried.get("eager")
-    if eager is None or not eager.images_per_s:
-        return 0.0
     setup_s, gain = expected[engine]
-    return setup_s + images[engine] / (eager.images_per_s * gain)
+    if "eager" not in tried:
+        return 0.0
+    return setup_s + images[engine] / (_rate(tried["eager"]) * gain) if gain > 0 else math.inf
+
+
+def _rate(prepared: Prepared) -> float:
+    """Images/s in the probe; any number serves where there was none, for want of others to compare with."""
+    return prepared.images_per_s or 1.0
 
 
 def _memory_name(candidate: Embedding) -> str:
@@ -169,19 +185,15 @@ def _expected(candidate: Embedding) -> tuple[float, float]:
         return guess
 
 
-def _remember(candidate: Embedding, tried: dict[str, Prepared]) -> None:
-    eager, new = tried.get("eager"), tried[candidate.engine]
-    if eager and eager is not new and eager.images_per_s and new.images_per_s:
-        gain = new.images_per_s / eager.images_per_s
-        memory.remember(_memory_name(candidate), {"setup_s": round(new.setup_s, 3), "gain": round(gain, 3)})
+def _remember(candidate: Embedding, setup_s: float, gain: float) -> None:
+    """For the next probe; a gain of 0 is that of an engine that was refused."""
+    memory.remember(_memory_name(candidate), {"setup_s": round(setup_s, 3), "gain": round(gain, 3)})
 
 
 def _told(chosen: Embedding, tried: dict[str, Prepared]) -> str:
     """The choice in one line."""
-    rates = ", ".join(f"{engine} {prepared.images_per_s:,.0f}" for engine, prepared in tried.items())
-    engine, fidelity = chosen.engine, tried[chosen.engine].fidelity
+    rates = ", ".join(f"{engine} {each.images_per_s:,.0f}" for engine, each in tried.items() if each.images_per_s)
+    probe = f" (a probe of the forward pass alone, images/s: {rates})" if rates else ""
+    fidelity = tried[chosen.engine].fidelity
     faith = f"; {fidelity}" if fidelity else ""
-    return (
-        f"engine {engine}, precision {chosen.precision}, {chosen.pass_images} images a pass "
-        f"(a probe of the forward pass alone, images/s: {rates}){faith}"
-    )
+    return f"engine {chosen.engine}, precision {chosen.precision}, {chosen.pass_images} images a pass{probe}{faith}"

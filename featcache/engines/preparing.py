@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.engines.folding import cast, folded
-from featcache.errors import UserError, missing_extra
+from featcache.errors import UsageError, UserError, missing_extra
 from featcache.machine import full_fp32
 from featcache.preprocessing import Preprocessing
 
@@ -104,14 +104,14 @@ def prepare(
 def unavailable(engine: str, precision: str, device: torch.device) -> UserError | None:
     """Why an engine can't be had here, or None."""
     if precision == INT8 and engine != "openvino":
-        return UserError("--precision int8 is OpenVINO's: take --engine openvino with it")
+        return UsageError("--precision int8 is OpenVINO's: take --engine openvino with it")
     if engine == "openvino":
         needed = ("openvino", "nncf") if precision == INT8 else ("openvino",)
         for package in needed:
             if importlib.util.find_spec(package) is None:
                 return missing_extra(package, "openvino")
         if precision == "fp16":
-            return UserError("--engine openvino computes in fp32, bf16 or int8 on a CPU, not in fp16")
+            return UsageError("--engine openvino computes in fp32, bf16 or int8 on a CPU, not in fp16")
         if device.type != "cpu":
             return UserError(
                 f"--engine openvino computes on the CPU here, not on {device}: take --device cpu, or eager"
@@ -142,6 +142,8 @@ def _compiled(network: Network, device: torch.device, example: Tensor) -> Forwar
 
     try:
         forward(example)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"--engine compile does not take this model here ({reason}): take --engine eager") from error

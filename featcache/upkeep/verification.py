@@ -136,14 +136,16 @@ def _rebuilt(cache: Cache, weights: str | None, device: torch.device) -> Embeddi
     from featcache.backbones import load_backbone
     from featcache.datasets import ImageDataset
     from featcache.embedding import Embedding
-    from featcache.engines.preparing import ENGINES, PRECISIONS, unavailable
+    from featcache.engines.preparing import ENGINES, INT8, PRECISIONS, unavailable
     from featcache.preprocessing import Preprocessing
 
     encoder = cache.encoder
     precision, storage = encoder["precision"], encoder["storage"]
     engine = encoder["engine"]
+    if precision == INT8:
+        raise UserError("int8's ranges come from images of the data set, which are not in the file")
     if precision not in PRECISIONS or storage not in ("float16", "float32") or engine not in ENGINES:
-        raise UserError(f"engine {engine!r}, precision {precision!r} and storage {storage!r} can't be had from a cache")
+        raise UserError(f"engine {engine!r}, precision {precision!r} and storage {storage!r} are not known here")
     if reason := unavailable(engine, precision, device):
         raise reason
     try:

@@ -14,6 +14,7 @@ import torch
 from featcache.backbones import load_backbone
 from featcache.datasets import load_dataset
 from featcache.embedding import Embedding
+from featcache.machine import keep_freed_memory
 from featcache.subset import Subset
 
 ROUNDS = 5
@@ -22,6 +23,7 @@ PRECISIONS = ("fp32", "bf16")
 
 
 def main() -> None:
+    keep_freed_memory()
     backbone = load_backbone("efficientnet_lite0")
     dataset = load_dataset("digits", subset=Subset(limit={"train": 256, "test": 64}))
     rates: dict[tuple[str, int], list[float]] = {}

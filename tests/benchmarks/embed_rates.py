@@ -3,23 +3,22 @@
     python tests/benchmarks/embed_rates.py arrays --count 2000
     python tests/benchmarks/embed_rates.py files --count 1000 --folder ../shared/data/hymenoptera_data
 
-Prints a Markdown table. Variants take turns; figures are medians over the rounds; set-up is told beside the rate and not
+Prints a Markdown table. Variants take turns; figures are medians over the rounds; set-up is told beside the rate, not
 in it. Weights are random, which speed does not depend on.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import notebook_way
 import numpy as np
 import torch
 
@@ -28,29 +27,34 @@ from featcache.batches import BatchReader
 from featcache.datasets import ArrayImages, FileImages, ImageDataset, Split
 from featcache.embedding import Embedding
 from featcache.engines.preparing import unavailable
+from featcache.machine import keep_freed_memory
 
 CPU = torch.device("cpu")
+NOTEBOOK = Path(__file__).with_name("notebook_way.py")
 WAYS = (("eager", "fp32"), ("eager", "bf16"), ("compile", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))
 WAYS_ASKED_FOR = (("openvino", "int8"),)
 
 
-def arrays(count: int) -> tuple[ImageDataset, list[Any]]:
-    """32-pixel colour images in memory."""
+def arrays(count: int, scratch: Path) -> tuple[ImageDataset, Path]:
+    """32-pixel colour images in memory, and in a file."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     ids = tuple(f"train/{i}" for i in range(count))
     split = Split(ids, np.zeros(count, np.int64), ArrayImages(pixels))
-    return ImageDataset("arrays", ("one",), {"train": split}), list(pixels)
+    np.save(scratch / "pixels.npy", pixels)
+    return ImageDataset("arrays", ("one",), {"train": split}), scratch / "pixels.npy"
 
 
-def files(count: int, folder: Path, links: Path) -> tuple[ImageDataset, list[Any]]:
+def files(count: int, folder: Path, scratch: Path) -> tuple[ImageDataset, Path]:
     """So many JPEG files: those of a folder, again and again under other names."""
     found = sorted(folder.rglob("*.jpg"))
+    links = scratch / "links" / "one"
+    links.mkdir(parents=True)
     names = []
     for i in range(count):
         names.append(f"{i:05}.jpg")
-        os.symlink(found[i % len(found)].resolve(), links / names[-1])
+        (links / names[-1]).symlink_to(found[i % len(found)].resolve())
     split = Split(tuple(names), np.zeros(count, np.int64), FileImages(links, tuple(names)))
-    return ImageDataset("files", ("one",), {"train": split}), [links / name for name in names]
+    return ImageDataset("files", ("one",), {"train": split}), links.parent
 
 
 def main() -> None:
@@ -62,15 +66,16 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        (scratch / "links").mkdir()
         if arguments.kind == "arrays":
-            dataset, sources = arrays(arguments.count)
+            dataset, source = arrays(arguments.count, scratch)
         else:
-            dataset, sources = files(arguments.count, arguments.folder, scratch / "links")
-        measure(dataset, sources, scratch, arguments.rounds)
+            dataset, source = files(arguments.count, arguments.folder, scratch)
+        measure(dataset, source, scratch, arguments.rounds)
 
 
-def measure(dataset: ImageDataset, sources: list[Any], scratch: Path, rounds: int) -> None:
+def measure(dataset: ImageDataset, source: Path, scratch: Path, rounds: int) -> None:
+    keep_freed_memory()  # as bin/embed does
+    count = len(dataset)
     backbone = load_backbone("resnet18", weights="none")
     base = Embedding(dataset=dataset, backbone=backbone, cache_dir=scratch, device=CPU, workers=workers(dataset))
     ways = [way for way in (*WAYS, *WAYS_ASKED_FOR) if unavailable(*way, CPU) is None]
@@ -82,20 +87,19 @@ def measure(dataset: ImageDataset, sources: list[Any], scratch: Path, rounds: in
         set_up.setdefault(name, []).append(seconds)
 
     for round_number in range(rounds):
-        begun = time.perf_counter()
-        network = notebook_way.model()
-        ready = time.perf_counter()
-        notebook_way.embed(network, sources, scratch / "notebook.h5")
-        note("notebook way", len(sources) / (time.perf_counter() - ready), ready - begun)
+        command = [sys.executable, NOTEBOOK, source, str(count), scratch / "notebook.h5"]  # as its own process has it
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        ready, seconds = map(float, done.stdout.split())
+        note("notebook way", count / seconds, ready)
         for engine, precision in ways:
             name = f"{engine} {precision}"
             begun = time.perf_counter()
             folder = scratch / f"{name}-{round_number}"
             embedded = replace(base, engine=engine, precision=precision, cache_dir=folder).run()
             seconds = time.perf_counter() - begun
-            note(name, embedded.verdict.images_per_s, seconds - len(sources) / embedded.verdict.images_per_s)
+            note(name, embedded.verdict.images_per_s, seconds - count / embedded.verdict.images_per_s)
             note(f"{name}, model alone", model_alone(embedded.settled))
-        note("input alone", input_alone(base, len(sources)))
+        note("input alone", input_alone(base, count))
         print(f"round {round_number + 1} of {rounds}", {name: round(each[-1], 1) for name, each in rates.items()})
     table(rates, set_up)
 
@@ -103,7 +107,7 @@ def measure(dataset: ImageDataset, sources: list[Any], scratch: Path, rounds: in
 def workers(dataset: ImageDataset) -> int:
     from featcache.embed_command import default_workers
 
-    return default_workers(dataset)
+    return default_workers(dataset, CPU)
 
 
 def model_alone(settled: Embedding) -> float:
