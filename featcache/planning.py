@@ -20,11 +20,15 @@ def planned_rows(dataset: ImageDataset, ranks: Ranks) -> dict[str, PlannedRows]:
     """The rows of each split. All ranks together: each digests a part of the images.
 
     Raises:
-        UserError: a split is empty, or this rank was given other rows than the first.
+        UserError: a split is empty or missing, or this rank was given other rows than the first.
     """
     for name, split in dataset.splits.items():
         if not split.ids:
             raise UserError(f"{dataset.name}: no images left in {name}; choose more, or leave the split out")
+    if not {"train", "test"} <= set(dataset.splits) <= {"train", "val", "test"}:
+        raise UserError(
+            f"{dataset.name} has the splits {', '.join(dataset.splits)}; expected train, test and at most val"
+        )
     unread = np.empty((0, layout.DIGEST_SIZE), np.uint8)
     told = [PlannedRows(split.ids, split.labels, unread).digest() for split in dataset.splits.values()]
     ranks.require_same(layout.fingerprint([dataset.name, dataset.class_names, dataset.selection, told]), "rows")
