@@ -1,126 +1,108 @@
-"""Classifiers that one eigendecomposition solves for every candidate: ridge, lda and centroid; a task in, heads out."""
+"""Classifiers that one spectrum solves for every candidate: ridge, lda and centroid; rows in, linear heads out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from heads.fitting import Fitted, Params, Task, Trial
-from heads.predictors import Doubles, LinearHead, class_rows
-from heads.standardization import Floats, Labels
+from featcache.errors import UserError
+from heads.fitting import Fitted, Folds, Params, Task, Trial, averaged_scores
+from heads.grids import continued
+from heads.predictors import ABSENT, Doubles, LinearHead, Scores, class_rows
+from heads.standardization import Labels
+from heads.summaries import Summary, fold_summaries, left_out_dtype, standardized_blocks, summary
 
-_ROWS = 8192
 Solve = Callable[[Params], tuple[Doubles, Doubles]]
+LeaveOut = Callable[[list[Params], Scores, Labels, Doubles], Scores]
+_LEFT_OUT = 2**26  # scores held at once when each row is left out
 
 
-def decomposed(Z: Floats, centers: Doubles, codes: Labels) -> tuple[Doubles, Doubles]:
-    """Eigenvalues (r,) and eigenvectors (D, r) of the scatter of Z (N, D) about each row's own centre, in float64.
-
-    `centers` is (P, D), `codes` (N,) names each row's centre. Only the r directions that hold any scatter are returned.
-    """
-    n_samples, n_features = Z.shape
-    if n_samples < n_features:
-        _, singular, right = np.linalg.svd(Z - centers[codes], full_matrices=False)
-        values, vectors = singular**2, right.T
-    else:
-        scatter = np.zeros((n_features, n_features))
-        for start in range(0, n_samples, _ROWS):
-            rows = slice(start, start + _ROWS)
-            off = Z[rows] - centers[codes[rows]]
-            scatter += off.T @ off
-        values, vectors = np.linalg.eigh(scatter)
-    kept = values > values.max(initial=0.0) * 1e-10
-    return values[kept], np.ascontiguousarray(vectors[:, kept])
-
-
-def class_means(Z: Floats, codes: Labels, n_present: int) -> tuple[Doubles, Doubles]:
-    """Mean row (P, D) and number of rows (P,) of each class, float64."""
-    counts = np.bincount(codes, minlength=n_present).astype(np.float64)
-    means = np.stack([Z[codes == c].mean(axis=0, dtype=np.float64) for c in range(n_present)])
-    return means, counts
-
-
-def ridge_solver(task: Task) -> Solve:
-    """Least squares on targets -1 and 1 with penalty alpha, as in RidgeClassifier, intercept not penalised."""
-    Z, codes = task.Z, task.codes
-    targets = np.where(codes[:, None] == np.arange(len(task.present)), 1.0, -1.0)
-    center, offset = Z.mean(axis=0, dtype=np.float64), targets.mean(axis=0)
-    values, vectors = decomposed(Z, center[None], np.zeros_like(codes))
-    cross = np.zeros((Z.shape[1], targets.shape[1]))
-    for start in range(0, len(Z), _ROWS):
-        rows = slice(start, start + _ROWS)
-        cross += (Z[rows] - center).T @ (targets[rows] - offset)
-    rotated = vectors.T @ cross
-
-    def solve(params: Params) -> tuple[Doubles, Doubles]:
-        weight = (vectors @ (rotated / (values + params["alpha"])[:, None])).T
-        return weight, offset - weight @ center
-
-    return solve
-
-
-def lda_solver(task: Task) -> Solve:
-    """Linear discriminants; the pooled covariance S is shrunk to (1 - s) S + s mu I, mu the mean variance.
-
-    As LinearDiscriminantAnalysis(solver="lsqr", shrinkage=s) of scikit-learn, priors being the classes' shares.
-    """
-    means, counts = class_means(task.Z, task.codes, len(task.present))
-    values, vectors = decomposed(task.Z, means, task.codes)
-    variances = values / len(task.Z)
-    mu = variances.sum() / task.Z.shape[1]
-    inside = means @ vectors
-    outside = means - inside @ vectors.T
-
-    def solve(params: Params) -> tuple[Doubles, Doubles]:
-        s = params["shrinkage"]
-        weight = (inside / ((1 - s) * variances + s * mu + 1e-12)) @ vectors.T
-        if s * mu > 0:
-            weight += outside / (s * mu)
-        return weight, np.log(counts / counts.sum()) - 0.5 * np.einsum("ij,ij->i", means, weight)
-
-    return solve
-
-
-def centroid_solver(task: Task) -> Solve:
+def centroid_solver(rows: Summary) -> Solve:
     """Nearest class mean, Euclidean in standardised features: score = z . m - |m|^2 / 2."""
-    means, _ = class_means(task.Z, task.codes, len(task.present))
+    means = rows.means
     return lambda params: (means, -0.5 * np.einsum("ij,ij->i", means, means))
 
 
-class ClosedForm:
-    """A linear head for each candidate from one solver, which does the work that all candidates share."""
+def centroid_left_out(rows: Summary) -> LeaveOut:
+    """What scores a block of training rows as if each had been left out: (1, n, P); see `lda_left_out`."""
 
+    def leave(chain: list[Params], Z: Scores, codes: Labels, weights: Doubles) -> Scores:
+        means, own = rows.means, np.arange(len(Z))
+        others = rows.weights[codes] - weights
+        t = np.where(others > 1e-9 * weights, weights / np.maximum(others, 1e-9 * weights), 0.0)
+        mine = means[codes] - t[:, None] * (Z - means[codes])
+        scores = Z @ means.T - 0.5 * np.einsum("ij,ij->i", means, means)
+        scores[own, codes] = np.einsum("ij,ij->i", Z, mine) - 0.5 * np.einsum("ij,ij->i", mine, mine)
+        return scores[None]
+
+    return leave
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """A linear head for each candidate from one solver, which does the work that all candidates share.
+
+    `grid` holds the values of the one parameter `name`, from strong to weak regularisation.
+    """
+
+    solver: Callable[[Summary], Solve]
+    left_out: Callable[[Summary], LeaveOut]
+    name: str = ""
+    grid: tuple[float, ...] = ()
+    probabilistic: bool = False
+    natural_ends: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    weightless: bool = False  # class weights change nothing
     stops_early = False
 
-    def __init__(
-        self,
-        solver: Callable[[Task], Solve],
-        grid: list[Params],
-        *,
-        probabilistic: bool,
-        natural_ends: dict[str, tuple[float, ...]],
-    ) -> None:
-        self.solver, self.grid, self.probabilistic, self.natural_ends = solver, grid, probabilistic, natural_ends
+    def chains(self, n_train: int, n_features: int, n_total: int) -> list[list[Params]]:
+        return [[{self.name: value} for value in self.grid] if self.name else [{}]]
 
-    def chains(self, task: Task, n_total: int) -> list[list[Params]]:
-        return [self.grid]
-
-    def search(self, chain: list[Params], task: Task, X_val: Floats, y_val: Labels) -> Iterator[Trial]:
-        solve = self.solver(task)
+    def search(self, chain: list[Params], folds: Folds) -> Iterator[Trial]:
+        each = [(rows, self.solver(rows)) for rows in fold_summaries(folds)]
+        held_out = [folds.X.take(val) for val in folds.val]
         for params in chain:
-            fitted = self._fitted(solve, params, task)
-            yield Trial(params=params, fitted=fitted, scores=fitted.head.scores(X_val))
+            fitted = tuple(self._fitted(rows, solve, params) for rows, solve in each)
+            scores = tuple(averaged_scores(f.head, X_val) for f, X_val in zip(fitted, held_out, strict=True))
+            yield Trial(params=params, fitted=fitted, scores=scores)
 
     def fit(self, params: Params, task: Task) -> Fitted:
-        return self._fitted(self.solver(task), params, task)
+        rows = summary(task)
+        return self._fitted(rows, self.solver(rows), params)
+
+    def leave_one_out(self, chain: list[Params], task: Task) -> Iterator[tuple[Params, Scores]]:
+        """For each candidate the scores (n_samples, n_classes) of every training row by the fit on all others.
+
+        Exact, but for the standardisation and the row weights, which stay those of all rows. A row that is alone in its
+        class gets the score ABSENT for it. Raises UserError where rows are views: an image cannot be left out by one.
+        """
+        if task.n_views > 1:
+            raise UserError(f"leave-one-out takes plain images, the rows are {task.n_views} views of each: give folds")
+        rows = summary(task)
+        leave = self.left_out(rows)
+        weights = np.ones(len(task.y)) if task.weights is None else task.weights
+        alone = np.flatnonzero(np.bincount(task.codes)[task.codes] == 1)
+        at_once = max(1, _LEFT_OUT // (len(task.y) * len(rows.present)))
+        for start in range(0, len(chain), at_once):
+            some = chain[start : start + at_once]
+            found = np.full((len(some), len(task.y), task.n_classes), ABSENT, np.float32)
+            for at, Z in standardized_blocks(task, rows, left_out_dtype(rows, len(task.y))):
+                found[:, at, rows.present] = leave(some, Z, task.codes[at], weights[at])
+            found[:, alone, task.y[alone]] = ABSENT
+            yield from zip(some, found, strict=True)
 
     def note(self, params: Params, task: Task) -> str:
+        if self.weightless and task.weights is not None:
+            return "class weights change nothing: a class mean does not know how many rows it is the mean of"
         return ""
 
-    def _fitted(self, solve: Solve, params: Params, task: Task) -> Fitted:
-        mean, scale = task.statistics
-        weight, bias = class_rows(*solve(params), task.present, task.n_classes)
-        return Fitted(
-            head=LinearHead(mean=mean, scale=scale, weight=weight, bias=bias, probabilistic=self.probabilistic)
-        )
+    def beyond(self, best: Params, name: str, up: bool) -> list[Params]:
+        if name != self.name or best[name] in self.natural_ends.get(name, ()):
+            return []
+        return continued(self.grid, best, name, up=up, high_is_strong=True)
+
+    def _fitted(self, rows: Summary, solve: Solve, params: Params) -> Fitted:
+        weight, bias = class_rows(*solve(params), rows.present, rows.n_classes)
+        head = LinearHead(mean=rows.mean, scale=rows.scale, weight=weight, bias=bias, probabilistic=self.probabilistic)
+        return Fitted(head=head)

@@ -1,4 +1,4 @@
-"""``bin/fit-head``: a cache and a classifier's name in; a scored run out."""
+"""``bin/fit-head``: caches and classifiers' names in; scored runs, a learning curve, or a ranking of the caches out."""
 
 from __future__ import annotations
 
@@ -9,192 +9,179 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Console, Parser, add_subset_flags, new_parser, run, subset_of
-from featcache.errors import CacheError, UsageError
-from heads.classifiers import CLASSIFIERS
+from featcache.command_line import Console, run
+from heads.asked_command import (
+    caches_of,
+    check_flags,
+    new_fit_head_parser,
+    recipes_of,
+    run_name,
+    source_of,
+    tell_rows,
+    workers_of,
+)
 
 if TYPE_CHECKING:
-    from featcache.cache import Cache
-    from heads.head_run import HeadRun
+    from heads.publishing import Finished, HeadPiece
+    from heads.recipe import Recipe
     from heads.rows import Rows
-
-DESCRIPTION = """Fit a classifier head on cached features. Hyper-parameters are chosen on validation rows, the head is
-fitted
-again on train and validation, and the test rows are scored once."""
+    from heads.runs import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     command = shlex.join(["fit-head", *(sys.argv[1:] if argv is None else argv)])
     return run(
-        _parser(),
-        lambda arguments, console: _fit(arguments, console, command),
+        new_fit_head_parser(),
+        lambda arguments, console: _dispatched(arguments, console, command),
         argv,
         on_interrupt="finished runs are kept: run the command again for the rest",
     )
 
 
-def _parser() -> Parser:
-    parser = new_parser("fit-head", DESCRIPTION)
-    head = parser.add_argument_group("head")
-    head.add_argument(
-        "--clf", choices=(*CLASSIFIERS, "all"), default="logreg", help="the classifier (logreg); all fits each"
-    )
-    head.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="of train, to choose on (0.1)")
-    head.add_argument("--no-refit", action="store_true", help="keep the head that was fitted without validation rows")
-    head.add_argument("--device", default="auto", help="auto, cuda, mps or cpu, for linear and mlp (auto)")
-    head.add_argument("--report", action="store_true", help="show classes one by one and the confusion matrix")
-    cache = parser.add_argument_group("cache", "the newest in --cache-dir that matches")
-    cache.add_argument("--cache", type=Path, metavar="FILE", help="this cache file")
-    cache.add_argument("--dataset", help="of this data set")
-    cache.add_argument("--backbone", help="of this backbone")
-    cache.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="embedded in this precision")
-    add_subset_flags(parser)
-    parser.add_argument("--name", help="of the run (data set, backbone, classifier and a number)")
-    return parser
+def _dispatched(arguments: argparse.Namespace, console: Console, command: str) -> dict[str, Any]:
+    check_flags(arguments)
+    if arguments.rank:
+        from heads.rank_command import rank
+
+        return rank(arguments, console)
+    if arguments.fractions or arguments.shots:
+        from heads.curve_command import draw
+
+        return draw(arguments, console, command)
+    return _fit(arguments, console, command)
 
 
 def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[str, Any]:
-    from heads.head_run import fit_head, head_meta, run_record
-    from heads.rows import load_rows
-    from heads.runs import check_run_name, new_run_name, write_run
+    from heads.comparing import against_best, check_same_rows, find_run
+    from heads.fit_head_tables import comparisons_table, metrics_table, seeds_table
+    from heads.publishing import HeadPiece, fit_and_publish
+    from heads.runs import read_run
+    from heads.summary import seeds_summary
+    from heads.sweep import sweep
 
-    if not 0 < arguments.val_fraction < 1:
-        raise UsageError(f"--val-fraction {arguments.val_fraction:g}: expected a number between 0 and 1")
-    if arguments.name is not None:
-        if arguments.clf == "all":
-            raise UsageError("--name names one run, and --clf all makes several: leave it out")
-        check_run_name(arguments.runs_dir, arguments.name)
-    subset = subset_of(arguments)
-    cache = _find_cache(arguments)
-    rows = load_rows(cache, subset=subset, val_fraction=arguments.val_fraction, seed=arguments.seed)
-    console.note(
-        f"cache {cache.path}: {cache.dataset}, {cache.encoder['backbone']} ({cache.provenance['weights']}), "
-        f"{rows.train.features.shape[1]} features"
-    )
-    console.note(f"rows: {len(rows.train):,} train, {len(rows.val):,} val, {len(rows.test):,} test")
-    for note in rows.notes:
+    recipes, workers = recipes_of(arguments), workers_of(arguments)
+    caches = caches_of(arguments)
+    stems = [f"{caches[0].dataset}-{'+'.join(c.encoder['backbone'] for c in caches)}-{r.clf}" for r in recipes]
+    folders = _folders(arguments, recipes, stems)
+    against = {folder: read_run(folder) for folder in (find_run(p, arguments.runs_dir) for p in arguments.against)}
+    source = source_of(arguments, *caches)
+    tell_rows(console, source)
+    rows = source.rows()
+    check_same_rows(rows.test.ids, against)
+    for note in _seed_notes(rows, recipes):
         console.note(f"  {note}")
-    records = []
-    for clf in CLASSIFIERS if arguments.clf == "all" else (arguments.clf,):
-        device = _device(clf, arguments.device)
-        fitted = fit_head(
-            rows, clf, seed=arguments.seed, refit=not arguments.no_refit, device=device, report=console.candidate(clf)
+    pieces = [
+        HeadPiece(
+            source=source,
+            recipe=recipe,
+            folder=folder.resolve(),
+            command=command,
+            against=tuple(path.resolve() for path in against),
         )
-        record = run_record(cache, rows, clf, fitted, command=command, seed=arguments.seed, device=device)
-        stem = f"{cache.dataset}-{cache.encoder['backbone']}-{clf}"
-        folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, stem))
-        write_run(folder, record=record, predictions=fitted.predictions, head=fitted.head, head_meta=head_meta(record))
-        records.append(record)
-        _tell(console, record, fitted.selection.notes, folder)
+        for recipe, folder in zip(recipes, folders, strict=True)
+    ]
+
+    def work(piece: HeadPiece) -> Finished:
+        return fit_and_publish(piece, console.candidate(piece.recipe.clf))
+
+    finished = []
+    results = map(work, pieces) if workers.alone else sweep(fit_and_publish, pieces, workers)
+    for folder, done in zip(folders, results, strict=True):
+        finished.append(done)
+        _tell(console, done, folder)
         if arguments.report:
-            _report(console, rows, fitted, folder)
-    _table(console, records)
-    return records[0] if arguments.clf != "all" else {"runs": records}
+            _report(console, read_run(folder), folder)
+    records = [done.record for done in finished]
+    console.table(*metrics_table(records))
+    if len(records) == 1:
+        return records[0]
+    told: dict[str, Any] = {"runs": records}
+    if arguments.seeds > 1:
+        told["summary"] = seeds_summary(records)
+        console.table(*seeds_table(told["summary"]))
+    first = {d.folder.name: read_run(d.folder) for d in finished if d.record["seed"] == arguments.seed}
+    if len(first) > 1:
+        told["comparisons"] = against_best(first)
+        best = told["comparisons"][0]["reference_method"]
+        title = f"test accuracy beside that of {best}, which has the highest validation accuracy"
+        console.table(*comparisons_table(title, [{**each, "run": each["method"]} for each in told["comparisons"]]))
+    return told
 
 
-def _find_cache(arguments: argparse.Namespace) -> Cache:
-    from featcache.cache import Cache, find_caches
+def _folders(arguments: argparse.Namespace, recipes: Sequence[Recipe], stems: Sequence[str]) -> list[Path]:
+    """Where each run goes."""
+    from heads.runs import new_run_name
 
-    wanted = {
-        **_asked_dataset(arguments.dataset),
-        "backbone": arguments.backbone,
-        "precision": arguments.precision,
-    }
-    if arguments.cache:
-        cache = Cache.open(arguments.cache)
-        cache.require(**wanted)
-        return cache
-    caches = find_caches(arguments.cache_dir)
-    for cache in caches:
-        matches = all(value in (None, cache.told()[key]) for key, value in wanted.items())
-        if matches and cache.holds_vectors:
-            return cache
-    flags = {"dataset": arguments.dataset, "backbone": arguments.backbone, "precision": arguments.precision}
-    asked = " ".join(f"--{key} {value}" for key, value in flags.items() if value)
-    there = ", ".join(cache.path.name for cache in caches[:3]) or "none at all"
-    raise CacheError(
-        f"{arguments.cache_dir}: no cache of vectors{' for ' + asked if asked else ''} (found {there}); "
-        f"make one with bin/embed{' ' + asked if asked else ''}"
-    )
+    taken: list[str] = []
+    for recipe, stem in zip(recipes, stems, strict=True):
+        if arguments.name is None:
+            taken.append(new_run_name(arguments.runs_dir, stem, taken=taken))
+        else:
+            taken.append(run_name(arguments, recipe.seed))
+    return [arguments.runs_dir / name for name in taken]
 
 
-def _asked_dataset(asked: str | None) -> dict[str, str]:
-    """What ``--dataset`` asks of a cache: a folder by its path, all else by its name."""
-    if asked is None:
-        return {}
-    if "/" in asked or Path(asked).is_dir():
-        return {"folder": str(Path(asked).resolve())}
-    return {"dataset": asked}
+def _seed_notes(rows: Rows, recipes: Sequence[Recipe]) -> list[str]:
+    from heads.recipe import RANDOM
+
+    fixed = {r.clf for r in recipes if r.clf not in RANDOM and r.cv in (None, "loo") and r.nested is None}
+    if len({recipe.seed for recipe in recipes}) == 1 or not fixed:
+        return []
+    if not rows.own_validation and any(recipe.cv is None for recipe in recipes):
+        return []
+    which = ", ".join(sorted(fixed))
+    return [f"the seed changes nothing for {which}: nothing in it is random, and the rows that validate stay the same"]
 
 
-def _device(clf: str, wanted: str) -> str:
-    """Where a classifier runs; torch is asked only for those that it trains."""
-    if clf not in ("linear", "mlp"):
-        return "cpu"
-    from featcache.machine import choose_device
+def _tell(console: Console, done: Finished, folder: Path) -> None:
+    from heads.fit_head_tables import calibration_table, comparisons_table, interval
 
-    return str(choose_device(wanted))
-
-
-def _tell(console: Console, record: dict[str, Any], notes: Sequence[str], folder: Path) -> None:
+    record = done.record
     chosen = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["params"].items())
     console.note(f"{record['method']}: {chosen or 'nothing to choose'}; {record['cost']['fit_s']:.1f} s; run {folder}")
-    for note in notes:
-        loud = "WARNING: " if note.startswith(("did not converge", "at the edge")) else ""
+    for note in done.notes:
+        loud = "WARNING: " if note.startswith(("did not converge", "at the edge", "the best score is at")) else ""
         console.note(f"  {loud}{note}")
-
-
-def _table(console: Console, records: Sequence[dict[str, Any]]) -> None:
-    columns = (
-        "head",
-        "accuracy",
-        "95 % interval",
-        "top 5",
-        "balanced",
-        "macro F1",
-        "log loss",
-        "ECE",
-        "val acc.",
-        "fit s",
-    )
-    lines = []
-    for record in records:
-        test, val = record["metrics"]["test"], record["metrics"]["val"]
-        low, high = test["accuracy_ci95"]
-        scores = [test[key] for key in ("top5", "balanced_accuracy", "macro_f1", "log_loss", "ece")]
-        cells = ["–" if score is None else f"{score:.4f}" for score in scores]
-        fit_s = f"{record['cost']['fit_s']:.1f}"
-        lines.append(
-            (
-                record["method"],
-                f"{test['accuracy']:.4f}",
-                f"{low:.4f}–{high:.4f}",
-                *cells,
-                f"{val['accuracy']:.4f}",
-                fit_s,
-            )
+    if nested := record["selection"]["nested"]:
+        console.note(
+            f"  the procedure, chosen anew in {nested['folds']} folds, on rows it never saw: accuracy "
+            f"{nested['accuracy']:.4f} ({interval(nested['accuracy_ci95'])})"
         )
-    name = f"{records[0]['dataset']['name']}, {records[0]['encoder']['backbone']}"
-    console.table(f"{name}: test metrics on {records[0]['dataset']['n_test']:,} rows", columns, lines)
+    if record["calibration"]:
+        console.table(*calibration_table(record["calibration"]))
+    if record.get("comparisons"):
+        title = f"test accuracy of {folder.name} minus that of"
+        console.table(*comparisons_table(title, record["comparisons"]))
 
 
-def _report(console: Console, rows: Rows, fitted: HeadRun, folder: Path) -> None:
-    from heads.metrics import confusion, per_class
+def _report(console: Console, finished: Run, folder: Path) -> None:
+    from heads.evidence.calibration import reliability
+    from heads.evidence.confusions import most_confused
+    from heads.evidence.metrics import confusion, per_class
+    from heads.fit_head_tables import ALL_CONFUSIONS, report_tables
 
-    predicted = fitted.predictions["test_scores"].argmax(axis=1)
-    matrix = confusion(rows.test.labels, predicted, len(rows.class_names))
-    each = per_class(rows.test.labels, predicted, len(rows.class_names))
-    lines = [
-        (name, *(f"{share[label]:.4f}" for share in (each.precision, each.recall, each.f1)), f"{each.support[label]:,}")
-        for label, name in enumerate(rows.class_names)
-    ]
-    console.table("test, by class", ("class", "precision", "recall", "F1", "rows"), lines)
-    numbers = [(name, *map(str, line)) for name, line in zip(rows.class_names, matrix.tolist(), strict=True)]
-    console.table("confusion matrix: rows are true classes, columns predicted ones", ("", *rows.class_names), numbers)
+    names, test = finished.record["dataset"]["class_names"], finished.record["metrics"]["test"]
+    labels, scores = finished.predictions["test_labels"], finished.predictions["test_scores"]
+    predicted, n_classes = scores.argmax(axis=1), len(names)
+    matrix = confusion(labels, predicted, n_classes)
+    pairs = most_confused(labels, predicted, finished.predictions["test_ids"], n_classes, scores=scores)
+    for table in report_tables(names, per_class(labels, predicted, n_classes), matrix, pairs):
+        console.table(*table)
+    bins = None if test["ece"] is None else reliability(scores, labels)
+    if bins is not None:
+        lines = [
+            (f"{low / 15:.2f}–{(low + 1) / 15:.2f}", f"{count:,}", f"{sure:.4f}", f"{right:.4f}")
+            for low, (count, sure, right) in enumerate(zip(bins.count, bins.confidence, bins.accuracy, strict=True))
+            if count
+        ]
+        console.table("reliability of the highest probability", ("bin", "rows", "confidence", "accuracy"), lines)
     try:
-        from heads.plots import draw_confusion
+        from heads import plots
     except ModuleNotFoundError:
-        console.note("  no picture of it: pip install 'featcache[plots]'")
-    else:
-        console.note(f"  drawn in {draw_confusion(matrix, rows.class_names, folder / 'confusion.png')}")
+        console.note("  no pictures of it: pip install 'featcache[plots]'")
+        return
+    if n_classes <= ALL_CONFUSIONS:
+        console.note(f"  drawn in {plots.draw_confusion(matrix, names, folder / 'confusion.png')}")
+    if bins is not None:
+        console.note(f"  drawn in {plots.draw_reliability(bins, folder / 'reliability.png')}")

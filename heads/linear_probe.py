@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.machine import choose_device
+from heads.predictors import Doubles
 from heads.standardization import Floats, Labels
 
 if TYPE_CHECKING:
@@ -64,27 +65,31 @@ def train_members(
     X_val: Floats | None = None,
     y_val: Labels | None = None,
     epochs: int | None = None,
+    weights: Doubles | None = None,
+    n_views: int = 1,
     seed: int = 0,
     device: str = "auto",
     phase: str = "search",
 ) -> list[Trained]:
     """Train all members on the same minibatches for `epochs` of the `schedule_epochs` that the cosine schedule spans.
 
-    X is float32 (N, D) and standardised, y int64 (N,). With validation rows, a member's best epoch is the one of
-    highest validation accuracy, then lowest validation loss; without, it is the last. `device` is auto, cuda, mps or
-    cpu.
+    X is float32 (N, D) and standardised, y int64 (N,). A row's cross-entropy is multiplied by its `weights` (N,), whose
+    mean is 1. `n_views` rows in a row are views of one image, of which each epoch draws one. With validation rows, a
+    member's best epoch is the one of highest validation accuracy, then lowest validation loss; without, it is the last.
+    `device` is auto, cuda, mps or cpu.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
     place = choose_device(device)
-    n_samples, n_members = len(X), len(members)
+    n_samples, n_members = len(X) // n_views, len(members)
     epochs = epochs or schedule_epochs
     steps_per_epoch = -(-n_samples // batch_size)
     models = [_weights(m, X.shape[1], n_classes, seed, place) for m in members]
     optimizers = _optimizers(members, models)
 
     rows, targets = _on(place, X), torch.from_numpy(y).to(place)
+    counts = None if weights is None else torch.from_numpy(weights.astype(np.float32)).to(place)
     val_rows = None if X_val is None else _on(place, X_val)
     val_targets = None if y_val is None else torch.from_numpy(y_val).to(place)
     shuffle = torch.Generator().manual_seed(seed)
@@ -96,6 +101,8 @@ def train_members(
     for epoch in range(1, epochs + 1):
         began = time.perf_counter()
         order = torch.randperm(n_samples, generator=shuffle)
+        if n_views > 1:
+            order = order * n_views + torch.randint(n_views, (n_samples,), generator=shuffle)
         loss_sum = torch.zeros(n_members, device=place)
         correct = torch.zeros(n_members, device=place)
         for i in range(steps_per_epoch):
@@ -106,10 +113,13 @@ def train_members(
                 optimizer.zero_grad(set_to_none=True)
             batch = order[i * batch_size : (i + 1) * batch_size].to(rows.device)
             x = rows[batch].to(place)  # (B, D)
-            t = targets[batch.to(place)]  # (B,)
+            batch = batch.to(place)
+            t = targets[batch]  # (B,)
             logits = _logits(x, members, models)  # (B, members, C)
             loss = cross_entropy(logits.flatten(0, 1), t.repeat_interleave(n_members), reduction="none")
             loss = loss.view(-1, n_members)
+            if counts is not None:
+                loss = loss * counts[batch][:, None]
             # members share no weight, so the sum trains each on its own loss
             loss.mean(dim=0).sum().backward()  # type: ignore[no-untyped-call]
             for optimizer in optimizers:

@@ -6,7 +6,7 @@ Fitting builds these types and loading rebuilds them from the same arrays, so a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,6 +17,8 @@ from heads.standardization import Floats, Labels, standardized
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from heads.features import Features
 
 Doubles = NDArray[np.float64]
 Scores = NDArray[np.floating[Any]]
@@ -58,9 +60,22 @@ class Head:
         blocks = [self._block(features[i : i + _BLOCK]) for i in range(0, max(len(features), 1), _BLOCK)]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
+    def scores_of(self, features: Features) -> Scores:
+        """Class scores (N, n_classes) of the plain view of features that need not be in memory."""
+        found = [self.scores(block) for _, block in features.blocks()]
+        return np.concatenate(found) if found else self.scores(np.empty(features.shape, np.float32))
+
     def predict(self, features: Floats) -> Labels:
         """The class of the largest score of each row, int64 (N,)."""
         return self.scores(features).argmax(axis=1).astype(np.int64)
+
+    def scaled(self, temperature: float) -> Head:
+        """The head whose scores are these divided by `temperature` > 0 (Guo et al. 2017, arXiv:1706.04599), as it then
+        is: probabilistic. A class without training rows keeps the score ABSENT.
+
+        Raises UserError where such a head has no probabilities, or has a temperature already.
+        """
+        raise UserError(f"a {self.KIND} head is not calibrated by a temperature: its scores are no log-probabilities")
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All fields as arrays, numbers as arrays without axes: what `from_arrays` takes."""
@@ -119,6 +134,14 @@ def class_rows(weight: Scores, bias: Scores, present: Labels, n_classes: int) ->
     return full, biases
 
 
+def cooled(weight: Floats, bias: Floats, temperature: float) -> tuple[Floats, Floats]:
+    """Weight (C, D) and bias (C,) divided by a temperature, float32, but for biases that say ABSENT."""
+    if not 0 < temperature < np.inf:
+        raise UserError(f"temperature is {temperature}, expected a positive number")
+    kept = np.where(bias > ABSENT / 2, bias / temperature, bias)
+    return (weight / temperature).astype(np.float32), kept.astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearHead(Head):
     """Standardise, then one row of weights a class: scores float32 = (x - mean) / scale @ weight.T + bias."""
@@ -144,6 +167,10 @@ class LinearHead(Head):
     @property
     def n_parameters(self) -> int:
         return self.weight.size + self.bias.size
+
+    def scaled(self, temperature: float) -> LinearHead:
+        weight, bias = cooled(self.weight, self.bias, temperature)
+        return replace(self, weight=weight, bias=bias, probabilistic=True)
 
     def _block(self, features: Floats) -> Scores:
         return standardized(features, self.mean, self.scale) @ self.weight.T + self.bias
@@ -180,6 +207,10 @@ class MLPHead(Head):
     @property
     def n_parameters(self) -> int:
         return self.hidden_weight.size + self.hidden_bias.size + self.weight.size + self.bias.size
+
+    def scaled(self, temperature: float) -> MLPHead:
+        weight, bias = cooled(self.weight, self.bias, temperature)
+        return replace(self, weight=weight, bias=bias)
 
     def _block(self, features: Floats) -> Scores:
         hidden = standardized(features, self.mean, self.scale) @ self.hidden_weight.T + self.hidden_bias

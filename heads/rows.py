@@ -1,36 +1,52 @@
-"""A cache and a choice of rows in; the features, labels and ids that a head is fitted and scored on out."""
+"""Caches and a choice of rows in; the features, labels and ids that a head is fitted and scored on out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache import layout
 from featcache.cache import Cache
-from featcache.errors import UserError
-from featcache.subset import Subset
-from heads.selection import carve_validation
+from featcache.errors import UsageError, UserError, one_of
+from featcache.subset import Subset, carve
+from heads.cached_features import features_of
+from heads.features import Features
+from heads.joined_features import joined, stacked
+from heads.joining import match
+from heads.row_notes import classes_without, left_out, told_features
+from heads.standardization import Labels
+
+#: Features that take no more than this in memory, as float32, all rows and views, are read once and kept. Others are
+#: read from their files, and converted, each time that they are gone through.
+KEPT_BYTES = 1 << 30
+
+VIEWS = ("all", "plain")
+
+_DIGESTED_AT_ONCE = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitRows:
-    """Rows of one split: ``features`` (N, D) float32, ``labels`` (N,) int64, ``ids`` (N,)."""
+    """Rows of one split: ``features`` of N images, ``labels`` (N,) int64, ``ids`` (N,)."""
 
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    features: Features
+    labels: Labels
     ids: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: NDArray[np.int64]) -> SplitRows:
-        return SplitRows(self.features[rows], self.labels[rows], tuple(self.ids[row] for row in rows))
+    def take(self, rows: Labels) -> SplitRows:
+        """Some rows, int64 (n,), in the order asked for; nothing is read."""
+        return SplitRows(self.features.take(rows), self.labels[rows], tuple(self.ids[row] for row in rows.tolist()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """What one head sees.
 
@@ -40,6 +56,7 @@ class Rows:
         fingerprint: of the ids and labels of all three; runs with the same one can be compared.
         notes: sentences for the user on what was decided.
         chosen: how the rows were chosen from the cache's, as JSON.
+        uncarved: the rows before validation was settled.
     """
 
     class_names: tuple[str, ...]
@@ -49,55 +66,185 @@ class Rows:
     fingerprint: str
     notes: tuple[str, ...]
     chosen: dict[str, Any]
+    uncarved: UncarvedRows
+
+    @cached_property
+    def dev(self) -> SplitRows:
+        """The rows of train, then those of val."""
+        return SplitRows(
+            stacked([self.train.features, self.val.features]),
+            np.concatenate([self.train.labels, self.val.labels]),
+            self.train.ids + self.val.ids,
+        )
+
+    @property
+    def own_validation(self) -> bool:
+        """Whether ``val`` is the set's own split, and not carved from train."""
+        return self.uncarved.val is not None
+
+    def recarved(self, seed: int) -> Rows:
+        """The rows as `load_rows` gives them with this seed (and the same subset), without reading them again.
+
+        Validation that is the set's own stays as it is.
+        """
+        if self.own_validation:
+            return replace(self, chosen={**self.chosen, "seed": seed})
+        return self.uncarved.carved(seed)
 
 
-def load_rows(cache: Cache, *, subset: Subset | None = None, val_fraction: float = 0.1, seed: int = 0) -> Rows:
-    """Read a cache's rows and settle its validation split.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UncarvedRows:
+    """Rows whose validation split is not settled: ``val`` is None unless the set has its own.
+
+    ``train`` is as in the cache, after subsetting. ``notes`` are on what was decided so far, ``subset`` is as JSON.
+    """
+
+    class_names: tuple[str, ...]
+    train: SplitRows
+    val: SplitRows | None
+    test: SplitRows
+    notes: tuple[str, ...]
+    subset: dict[str, Any]
+    val_fraction: float
+
+    def carved(self, seed: int) -> Rows:
+        """Settle validation: the set's own, or a stratified share of train, drawn with the seed."""
+        train, val, test = self.train, self.val, self.test
+        if val is not None:
+            note = f"validation is the set's own split: {len(val):,} rows"
+        else:
+            kept, drawn = carve_validation(
+                train.labels, fraction=self.val_fraction, seed=seed, class_names=self.class_names
+            )
+            note = f"validation is carved from train: {len(drawn):,} of {len(train):,} rows (seed {seed})"
+            train, val = train.take(kept), train.take(drawn)
+        how = {"subset": self.subset, "val_fraction": None if self.val is not None else self.val_fraction, "seed": seed}
+        notes = (
+            *self.notes,
+            note,
+            *classes_without(val.labels, "validation", self.class_names),
+            *classes_without(test.labels, "test", self.class_names),
+        )
+        return Rows(self.class_names, train, val, test, rows_fingerprint(train, val, test), notes, how, self)
+
+
+def load_rows(
+    caches: Cache | Sequence[Cache],
+    *,
+    subset: Subset | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    pool_maps: bool = False,
+    views: str = "all",
+) -> Rows:
+    """Choose rows of a cache, or of several whose features are put side by side, and settle the validation split.
 
     Rows without features and rows without a label are left out. Validation is the set's own split where it has one,
-    else it is carved from train after subsetting, stratified.
+    else it is carved from train after subsetting, stratified. Features of at most `KEPT_BYTES` are read here and kept;
+    larger ones are read when they are gone through.
+
+    Rows of several caches are joined by id and content within each split; those that are not usable in all of them are
+    left out. Labels, order and fingerprint are those of the first.
 
     Args:
-        cache: of vectors.
+        caches: of vectors, or of maps with ``pool_maps``.
         subset: which rows to keep.
         val_fraction: the share of train that becomes validation, in (0, 1).
         seed: of the carving.
+        pool_maps: whether maps are averaged over their positions.
+        views: ``all``, or ``plain`` for only the plain one of caches with augmented views.
 
     Raises:
-        UserError: fewer than two classes are left, a class has too few rows, or a block is damaged.
+        UserError: fewer than two classes are left, a class has too few rows, a block is damaged (where features are
+            read here), a cache holds maps, or caches do not belong together.
     """
-    if not cache.holds_vectors:
-        raise UserError(f"{cache.path}: holds maps (cut after {cache.encoder['cut']}), and heads need vectors")
-    usable = {name: split.usable() for name, split in cache.splits.items()}
-    labels = {name: split.labels[usable[name]] for name, split in cache.splits.items()}
+    caches = (caches,) if isinstance(caches, Cache) else tuple(caches)
+    if views not in VIEWS:
+        raise one_of("choice of --views", views, list(VIEWS))
+    for cache in caches:
+        if not cache.holds_vectors and not pool_maps:
+            raise UserError(
+                f"{cache.path}: holds maps (cut after {cache.encoder['cut']}), and heads need vectors: "
+                "--pool averages maps over their positions"
+            )
+    first, matched = caches[0], match(caches)
+    labels = {name: first.splits[name].labels[own[0]] for name, own in matched.rows.items()}
     subset = subset or Subset(seed=seed)
-    chosen, class_names, new_label = subset.choose(labels, cache.class_names)
-    rows = {}
-    for name, split in cache.splits.items():
-        kept = usable[name][chosen[name]]
+    chosen, class_names, new_label = subset.choose(labels, first.class_names)
+    plain = views == "plain" or any(cache.encoder["views"] != first.encoder["views"] for cache in caches)
+    parts = {}
+    for name, own in matched.rows.items():
+        kept = chosen[name]
         if not len(kept):
-            raise UserError(f"{cache.path}: no usable {name} rows are left; choose other --classes or a larger --limit")
-        features = split.load(kept)
-        plain = features[:, 0] if cache.encoder["views"] else features
-        rows[name] = SplitRows(plain, new_label[split.labels[kept]], tuple(split.ids[row] for row in kept))
-    notes = []
-    left_out = sum(len(split) - len(usable[name]) for name, split in cache.splits.items())
-    if left_out:
-        notes.append(f"{left_out:,} rows of the cache have no features or no label and are left out")
-    if views := cache.encoder["views"]:
-        notes.append(f"{views['views']} augmented views of each image are in the cache; the head takes the plain one")
-    if "val" in rows:
-        train, val = rows["train"], rows["val"]
-        notes.append(f"validation is the set's own split: {len(val):,} rows")
+            raise UserError(f"{first.path}: no usable {name} rows are left; choose other --classes or a larger --limit")
+        features = joined([features_of(cache, name, rows[kept]) for cache, rows in zip(caches, own, strict=True)])
+        ids = first.splits[name].ids
+        parts[name] = SplitRows(
+            features.view(0) if plain else features,
+            new_label[labels[name][kept]],
+            tuple(ids[row] for row in own[0][kept].tolist()),
+        )
+    notes = [*left_out(caches, matched), *told_features(caches, plain)]
+    n_bytes = sum(part.features.n_bytes for part in parts.values())
+    if n_bytes <= KEPT_BYTES:
+        parts = {name: replace(part, features=part.features.kept()) for name, part in parts.items()}
     else:
-        kept, carved = carve_validation(rows["train"].labels, fraction=val_fraction, seed=seed, class_names=class_names)
-        train, val = rows["train"].take(kept), rows["train"].take(carved)
-        notes.append(f"validation is carved from train: {len(val):,} of {len(kept) + len(carved):,} rows (seed {seed})")
-    test = rows["test"]
-    how = {"subset": subset.to_json(), "val_fraction": None if "val" in rows else val_fraction, "seed": seed}
-    return Rows(class_names, train, val, test, _fingerprint(train, val, test), tuple(notes), how)
+        notes.append(
+            f"features take {n_bytes / 2**30:.1f} GiB in memory, more than {KEPT_BYTES / 2**30:g}: they are read from "
+            "the file each time that a head goes through them"
+        )
+    return UncarvedRows(
+        class_names=class_names,
+        train=parts["train"],
+        val=parts.get("val"),
+        test=parts["test"],
+        notes=tuple(notes),
+        subset=subset.to_json(),
+        val_fraction=val_fraction,
+    ).carved(seed)
 
 
-def _fingerprint(*splits: SplitRows) -> str:
-    told = [[list(split.ids), split.labels.tolist()] for split in splits]
-    return layout.fingerprint(told)
+def carve_validation(
+    y: Labels, *, fraction: float = 0.1, seed: int = 0, class_names: Sequence[str] | None = None
+) -> tuple[Labels, Labels]:
+    """Row numbers for training and for validation, ascending int64, a random `fraction` of each class for validation.
+
+    y is int64 (N,). The number is rounded class by class, at least one and never all. Raises UsageError for a fraction
+    outside (0, 1), and UserError where a class has one row only, since it cannot be in both parts.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"the validation fraction is {fraction}, expected more than 0 and less than 1")
+    for c in np.flatnonzero(np.bincount(y) == 1).tolist():
+        name = class_names[c] if class_names is not None else str(c)
+        raise UserError(
+            f"class {name!r} has one training row, validation needs at least two: "
+            "add images of it, or leave it out with --classes"
+        )
+    return carve(y, fraction=fraction, seed=seed)
+
+
+def rows_fingerprint(*splits: SplitRows) -> str:
+    """`layout.fingerprint` of ``[[ids, labels], ...]``, without the whole JSON in memory."""
+    digest = hashlib.blake2b(digest_size=layout.DIGEST_SIZE)
+    for text in _spelled(splits):
+        digest.update(text.encode())
+    return digest.hexdigest()
+
+
+def _spelled(splits: Sequence[SplitRows]) -> Iterator[str]:
+    """The canonical JSON, piece by piece."""
+    yield "["
+    for number, split in enumerate(splits):
+        yield ",[[" if number else "[["
+        yield from _spelled_list(split.ids)
+        yield "],["
+        yield from _spelled_list(split.labels)
+        yield "]]"
+    yield "]"
+
+
+def _spelled_list(values: tuple[str, ...] | Labels) -> Iterator[str]:
+    for start in range(0, len(values), _DIGESTED_AT_ONCE):
+        part = values[start : start + _DIGESTED_AT_ONCE]
+        told = layout.canonical_json(part.tolist() if isinstance(part, np.ndarray) else part)
+        yield ("," if start else "") + told[1:-1]

@@ -8,7 +8,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ _METRICS: _Fields = {
     "accuracy": _NUMBER, "accuracy_ci95": list, "top5": (*_NUMBER, _ABSENT), "balanced_accuracy": _NUMBER,
     "macro_f1": _NUMBER, "log_loss": (*_NUMBER, _ABSENT), "ece": (*_NUMBER, _ABSENT),
 }  # fmt: skip
+#: Keys that runs may have or lack, so that readers and runs of before and after them fit each other.
+_MAY: _Fields = {"features": dict, "calibration": (dict, _ABSENT), "comparisons": list, "notes": list}
 _COST: _Fields = {"fit_s": _NUMBER, "peak_rss_mb": _NUMBER, "device": str}
 
 
@@ -61,11 +64,11 @@ class Run:
     head: Path
 
 
-def new_run_name(runs_dir: Path, stem: str) -> str:
-    """``stem-1``, or with the first number that is free."""
+def new_run_name(runs_dir: Path, stem: str, *, taken: Collection[str] = ()) -> str:
+    """``stem-1``, or with the first number that is free: no folder has that name, and it is not ``taken``."""
     stem = re.sub(r"[^\w.+-]", "_", stem, flags=re.ASCII)
     number = 1
-    while (runs_dir / f"{stem}-{number}").exists():
+    while (runs_dir / f"{stem}-{number}").exists() or f"{stem}-{number}" in taken:
         number += 1
     return f"{stem}-{number}"
 
@@ -90,6 +93,7 @@ def write_run(
     predictions: Mapping[str, NDArray[Any]],
     head: Head,
     head_meta: Mapping[str, Any],
+    draw: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a run's folder under another name and rename it.
 
@@ -98,17 +102,31 @@ def write_run(
         record: what becomes ``run.json``.
         predictions: arrays for ``predictions.npz``.
         head, head_meta: for ``head.npz``.
+        draw: draws pictures into the folder that it is given.
 
     Raises:
         UserError: the folder can't be written.
+    """
+    with published(folder) as temporary:
+        (temporary / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        np.savez(temporary / "predictions.npz", allow_pickle=False, **predictions)
+        save_head(temporary / "head.npz", head, dict(head_meta))
+        if draw:
+            draw(temporary)
+
+
+@contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A folder under another name to write to, renamed to ``folder`` once all is written, and removed if it is not.
+
+    Raises:
+        UserError: it can't be written.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     with explained(folder.parent):
         try:
             temporary.mkdir(parents=True)
-            (temporary / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-            np.savez(temporary / "predictions.npz", allow_pickle=False, **predictions)
-            save_head(temporary / "head.npz", head, dict(head_meta))
+            yield temporary
             temporary.rename(folder)
             sync_folder(folder.parent)
         finally:
@@ -147,6 +165,7 @@ def _record_fault(record: Mapping[str, Any]) -> str:
         advice = "update featcache" if schema > SCHEMA else "run it again"
         return f"run.json has schema {one_line(schema)}, this library reads {SCHEMA}: {advice}"
     fault = _type_fault("", record, _RECORD)
+    fault = fault or _type_fault("", record, {name: kinds for name, kinds in _MAY.items() if name in record})
     fault = fault or _type_fault("dataset.", record["dataset"], _DATASET)
     fault = fault or _type_fault("cost.", record["cost"], _COST)
     for split in ("train", "val", "test"):

@@ -1,43 +1,56 @@
-"""Choose a classifier's hyper-parameters on validation rows, then refit on both: rows in, a Selection out."""
+"""Choose a classifier's hyper-parameters without a look at test, then fit the final head: rows in, a Selection out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from featcache.errors import UsageError, UserError, one_of
-from featcache.subset import carve
+from featcache.errors import UserError
 from heads.classifiers import CLASSIFIERS
-from heads.fitting import Classifier, Params, Task, Trial
-from heads.metrics import log_loss
-from heads.predictors import Head
-from heads.standardization import Floats, Labels
-
-_PATIENCE = 2  # candidates in a row worse than the chain's best by more than one standard error end the chain
+from heads.fitting import Fitted, Params
+from heads.folds import Validation
+from heads.predictors import ABSENT, Head, Scores
+from heads.recipe import Recipe
+from heads.search import Candidate, Report, Search
+from heads.standardization import Labels
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Selection:
     """What was chosen and how.
 
-    `head` is final; `val_head` was fitted without the validation rows and is the same object where nothing was
-    refitted. `candidates` are dicts of params, tried, val_accuracy, val_log_loss (None where there are no
-    probabilities), converged and seconds; those not tried have None there. `at_grid_edge` names the parameters chosen
-    at an end of their grid. `history` holds dicts of epoch, phase (search | refit), train_loss, train_accuracy,
-    val_loss, val_accuracy, lr and seconds, for linear and mlp. `fit_seconds` is search and refit together,
-    `epoch_seconds` one epoch of the last training by epochs.
+    Attributes:
+        head: final; calibrated where that was asked for.
+        val_head: of one held-out part the head that never saw it, the same object as ``head`` where nothing was
+            refitted and nothing calibrated; else None, for each row was scored by another.
+        val_rows: the rows that were scored without having been fitted on, int64 ascending, and ``val_scores``, float
+            (n, n_classes), theirs.
+        temperature: what the scores were divided by where the head was calibrated, else None; ``uncalibrated`` are then
+            the head and the val_scores before.
+        params: chosen.
+        candidates: dicts of params, tried, val_accuracy, val_balanced_accuracy, val_log_loss (None where there are no
+            probabilities), val_error (the standard error of what it was chosen by), converged, seconds, and extended,
+            true, where they lie beyond the grid; those not tried have None.
+        how: in a sentence. rule, select_by, validation: what was asked for.
+        at_grid_edge: the parameters chosen at an end of their grid, however it was continued.
+        history: dicts of epoch, phase (search | refit), fold (where there are several), train_loss, train_accuracy,
+            val_loss, val_accuracy, lr and seconds, for linear and mlp.
+        fit_seconds: search and refit together. epoch_seconds: one epoch of the last training by epochs.
     """
 
     head: Head
-    val_head: Head
+    val_head: Head | None
+    val_rows: Labels
+    val_scores: Scores
+    temperature: float | None
+    uncalibrated: tuple[Head, Scores] | None
     params: Params
     candidates: list[dict[str, Any]]
     how: str
-    refit: bool
+    validation: Validation
     at_grid_edge: list[str]
     converged: bool
     notes: list[str]
@@ -46,167 +59,166 @@ class Selection:
     epoch_seconds: float | None
 
 
-def carve_validation(
-    y: Labels, *, fraction: float = 0.1, seed: int = 0, class_names: Sequence[str] | None = None
-) -> tuple[Labels, Labels]:
-    """Row numbers for training and for validation, ascending int64, a random `fraction` of each class for validation.
+def select(recipe: Recipe, validation: Validation, *, report: Report | None = None) -> Selection:
+    """Search the grid of a recipe's classifier and fit the final head.
 
-    y is int64 (N,). The number is rounded class by class, at least one and never all. Raises UsageError for a fraction
-    outside (0, 1), and UserError where a class has one row only, since it cannot be in both parts.
+    The highest validation score wins, then the lowest validation log-loss where there are probabilities, then the
+    strongest regularisation; or what `recipe.rule` says. `report` is called with each candidate as it is done. Raises
+    UserError where the rows are of fewer than two classes, hold values that are not finite, no candidate gives finite
+    scores, or the head cannot be calibrated as the recipe asks.
     """
-    if not 0 < fraction < 1:
-        raise UsageError(f"the validation fraction is {fraction}, expected more than 0 and less than 1")
-    for c in np.flatnonzero(np.bincount(y) == 1).tolist():
-        name = class_names[c] if class_names is not None else str(c)
-        raise UserError(
-            f"class {name!r} has one training row, validation needs at least two: "
-            "add images of it, or leave it out with --classes"
-        )
-    return carve(y, fraction=fraction, seed=seed)
-
-
-def select(
-    name: str,
-    X_train: Floats,
-    y_train: Labels,
-    X_val: Floats,
-    y_val: Labels,
-    *,
-    n_classes: int,
-    seed: int = 0,
-    refit: bool = True,
-    device: str = "auto",
-    report: Callable[[dict[str, Any]], None] | None = None,
-) -> Selection:
-    """Search the grid of the classifier `name` (a `--clf` name) and fit the final head.
-
-    X are float32 (N, D), y int64 (N,) in 0..n_classes-1. The highest validation accuracy wins, then the lowest
-    validation log-loss where there are probabilities, then the strongest regularisation. `report` is called with each
-    candidate as it is done. Raises UsageError for an unknown name, UserError where the training rows are of fewer than
-    two classes, hold values that are not finite, or no candidate gives finite scores.
-    """
-    if name not in CLASSIFIERS:
-        raise one_of("classifier", name, list(CLASSIFIERS))
-    for X, y in ((X_train, y_train), (X_val, y_val)):
-        if X.ndim != 2 or len(X) != len(y) or not len(y):
-            raise UserError(f"features {X.shape} and labels {y.shape} do not fit: expected (N, D) and (N,), N > 0")
-        if not np.isfinite(X).all():
-            raise UserError("the features hold values that are not finite: embed again, with --storage float32")
-    classifier = CLASSIFIERS[name]
-    task = Task(X=X_train, y=y_train, n_classes=n_classes, seed=seed, device=device)
-    if len(task.present) < 2:
-        raise UserError(f"the training rows are of {len(task.present)} class, fitting needs at least 2")
+    check_rows(validation)
+    folds, classifier = validation.folds, CLASSIFIERS[recipe.clf]
     began = time.perf_counter()
-    n_total = len(y_train) + (len(y_val) if refit else 0)
-    candidates, chosen = _search(classifier, task, X_val, y_val, n_total=n_total, report=report)
-    if chosen is None:
-        raise UserError(f"{name}: no candidate gives finite scores on the validation rows")
-    final = chosen.fitted
-    if refit:
-        X, y = np.concatenate([X_train, X_val]), np.concatenate([y_train, y_val])
-        final = classifier.fit(chosen.params, Task(X=X, y=y, n_classes=n_classes, seed=seed, device=device))
+    search = Search(
+        classifier=classifier,
+        validation=validation,
+        balanced=recipe.select_by == "balanced-accuracy",
+        one_se=recipe.rule == "one-se",
+        vet=_calibratable if recipe.calibrate else None,
+        report=report,
+    )
+    search.run(n_total=len(folds.y) if recipe.refit else validation.smallest)
+    best, chosen = search.best(), search.chosen()
+    if best is None or chosen is None:
+        raise UserError(f"{recipe.clf}: no candidate gives finite scores on the validation rows")
+    final = classifier.fit(chosen.params, validation.whole()) if recipe.refit else chosen.fitted[0]
+    task = validation.whole() if recipe.refit else folds.task(folds.train[0])
+    notes = [*validation.notes, *([note] if (note := classifier.note(chosen.params, task)) else [])]
+    notes += _unconverged(chosen.fitted, final if recipe.refit else None)
+    edges = search.edges(best)
+    notes += [_edge_note(best, edge, values, chosen is best) for edge, values in edges.items()]
 
-    notes = [note] if (note := classifier.note(chosen.params, task)) else []
-    for where, fitted in (("the search", chosen.fitted), ("the refit", final)):
-        if not fitted.converged and (where == "the search" or refit):
-            notes.append(f"did not converge in {where}: {fitted.message}")
-    edges = _edges(chosen.params, [c["params"] for c in candidates], classifier.natural_ends)
-    for edge, values in edges.items():
-        notes.append(
-            f"at the edge of its grid: {edge}={chosen.params[edge]:g}, of {values[0]:g} to {values[-1]:g}; "
-            "a better value may lie beyond"
+    head, temperature, uncalibrated = final.head, None, None
+    val_rows = np.concatenate(validation.scored)
+    order = np.argsort(val_rows)
+    val_scores = np.concatenate(search.scores(chosen))[order]
+    if recipe.calibrate:
+        temperature = _temperature(val_scores, folds.y[val_rows[order]])
+        head, uncalibrated = head.scaled(temperature), (head, val_scores)
+        val_scores = (
+            _divided(val_scores, temperature)
+            if validation.kind == "loo"
+            else np.concatenate(search.scores(chosen, temperature=temperature))[order]
         )
+    val_head = None
+    if validation.kind == "holdout":
+        val_head = chosen.fitted[0].head
+        if temperature is not None:
+            val_head = head if not recipe.refit else val_head.scaled(temperature)
     return Selection(
-        head=final.head,
-        val_head=chosen.fitted.head,
+        head=head,
+        val_head=val_head,
+        val_rows=val_rows[order],
+        val_scores=val_scores,
+        temperature=temperature,
+        uncalibrated=uncalibrated,
         params=chosen.params,
-        candidates=candidates,
-        how=_how(sum(c["tried"] for c in candidates), len(candidates), len(y_val), refit),
-        refit=refit,
+        candidates=[candidate.to_json() for candidate in search.candidates],
+        how=_how(recipe, validation, search.candidates),
+        validation=validation,
         at_grid_edge=list(edges),
-        converged=chosen.fitted.converged and final.converged,
+        converged=all(fitted.converged for fitted in (*chosen.fitted, final)),
         notes=notes,
-        history=[*chosen.fitted.history, *(final.history if refit else ())],
+        history=_history(chosen.fitted, final if recipe.refit else None),
         fit_seconds=time.perf_counter() - began,
         epoch_seconds=final.epoch_seconds,
     )
 
 
-def _search(
-    classifier: Classifier,
-    task: Task,
-    X_val: Floats,
-    y_val: Labels,
-    *,
-    n_total: int,
-    report: Callable[[dict[str, Any]], None] | None,
-) -> tuple[list[dict[str, Any]], Trial | None]:
-    """All candidates with their validation scores, and the best trial, if one has finite scores."""
-    candidates: list[dict[str, Any]] = []
-    best: tuple[tuple[float, float], Trial] | None = None
-    for chain in classifier.chains(task, n_total):
-        chain_best, worse, tried = -1.0, 0, 0
-        clock = time.perf_counter()
-        for trial in classifier.search(chain, task, X_val, y_val):
-            tried += 1
-            accuracy, loss = _validated(trial, y_val)
-            candidates.append(
-                {
-                    "params": trial.params,
-                    "tried": True,
-                    "val_accuracy": accuracy,
-                    "val_log_loss": loss,
-                    "converged": trial.fitted.converged,
-                    "seconds": time.perf_counter() - clock,
-                }
-            )
-            if report:
-                report(candidates[-1])
-            clock = time.perf_counter()
-            if accuracy is None:
-                continue
-            rank = (accuracy, -(loss or 0.0))
-            if best is None or rank > best[0]:  # of equals the first, most strongly regularised, stays
-                best = (rank, trial)
-            chain_best = max(chain_best, accuracy)
-            error = (chain_best * (1 - chain_best) / len(y_val)) ** 0.5
-            worse = worse + 1 if accuracy < chain_best - error else 0
-            if classifier.stops_early and worse == _PATIENCE:
-                break
-        untried = {"tried": False, "val_accuracy": None, "val_log_loss": None, "converged": None, "seconds": None}
-        candidates += [{"params": params, **untried} for params in chain[tried:]]
-    return candidates, best[1] if best else None
+def fit_unvalidated(recipe: Recipe, validation: Validation) -> tuple[Head, Params]:
+    """Fit the final head where there are no rows to choose on, and the candidate that it is of.
+
+    It is the candidate a third of the way from strong to weak regularisation, chosen before any row is seen: with so
+    few rows, weaker ones have the variance and the strongest one has learned next to nothing.
+    """
+    check_rows(validation)
+    folds, classifier = validation.folds, CLASSIFIERS[recipe.clf]
+    n_rows = len(folds.y)
+    candidates = [params for chain in classifier.chains(n_rows, folds.X.shape[1], n_rows) for params in chain]
+    params = candidates[len(candidates) // 3]
+    if "schedule_epochs" in params:
+        params = params | {"epochs": params["schedule_epochs"]}
+    return classifier.fit(params, validation.whole()).head, params
 
 
-def _validated(trial: Trial, y_val: Labels) -> tuple[float | None, float | None]:
-    """Validation accuracy and log-loss of a trial; None where its scores are not finite, or are no probabilities."""
-    if not np.isfinite(trial.scores).all():
-        return None, None
-    accuracy = float((trial.scores.argmax(axis=1) == y_val).mean())
-    return accuracy, log_loss(trial.scores, y_val) if trial.fitted.head.probabilistic else None
+def check_rows(validation: Validation) -> None:
+    """Refuse rows that no classifier can be fitted on. Raises UserError."""
+    folds = validation.folds
+    if len(folds.X) != len(folds.y) or not len(folds.y):
+        raise UserError(f"features {folds.X.shape} and labels {folds.y.shape} do not fit: expected (N, D), (N,), N > 0")
+    for rows in folds.train or (np.arange(len(folds.y)),):
+        if (present := len(np.unique(folds.y[rows]))) < 2:
+            raise UserError(f"the training rows are of {present} class, fitting needs at least 2")
+    for _, block in folds.X.expanded().blocks():
+        if not np.isfinite(block).all():
+            raise UserError("the features hold values that are not finite: embed again, with --storage float32")
 
 
-def _edges(chosen: Params, grid: list[Params], natural_ends: dict[str, tuple[float, ...]]) -> dict[str, list[float]]:
-    """The grid of each number that was chosen at an end of it, among candidates with the same optimizer or kernel."""
-    names = {key: value for key, value in chosen.items() if isinstance(value, str)}
-    alike = [params for params in grid if all(params.get(k) == v for k, v in names.items())]
-    edges = {}
-    for key, value in chosen.items():
-        if isinstance(value, str) or key == "epochs":
-            continue
-        values = sorted({params[key] for params in alike if key in params})
-        if len(values) > 1 and value in (values[0], values[-1]) and value not in natural_ends.get(key, ()):
-            edges[key] = values
-    return edges
+def _calibratable(head: Head) -> None:
+    """Refuse, as soon as there is a first head, what cannot be calibrated."""
+    try:
+        head.scaled(1.0)
+    except UserError as error:
+        raise UserError(f"--calibrate: {error}; leave it out, or choose another --clf") from error
 
 
-def _how(n_tried: int, n_candidates: int, n_val: int, refit: bool) -> str:
+def _temperature(scores: Scores, y: Labels) -> float:
+    """The best temperature, looked for around the spread of the scores: margins may be of any size."""
+    from heads.evidence.calibration import fit_temperature
+
+    known = scores > ABSENT / 2
+    spread = float(scores[known].std()) or 1.0
+    return spread * fit_temperature(np.where(known, scores / spread, scores), y)
+
+
+def _divided(scores: Scores, temperature: float) -> Scores:
+    """Scores of a calibrated linear head from those of the head before."""
+    return np.where(scores > ABSENT / 2, scores / temperature, scores).astype(scores.dtype)
+
+
+def _unconverged(searched: tuple[Fitted, ...], refitted: Fitted | None) -> list[str]:
+    """What did not converge, once for the search however many folds it had."""
+    failed = next((fitted for fitted in searched if not fitted.converged), None)
+    notes = [f"did not converge in the search: {failed.message}"] if failed else []
+    if refitted and not refitted.converged:
+        notes.append(f"did not converge in the refit: {refitted.message}")
+    return notes
+
+
+def _edge_note(best: Candidate, name: str, values: list[float], chosen: bool) -> str:
+    whose = "" if chosen else "the best score is "
+    return (
+        f"{whose}at the edge of its grid: {name}={best.params[name]:g}, of {values[0]:g} to {values[-1]:g}; "
+        "a better value may lie beyond"
+    )
+
+
+def _history(searched: tuple[Fitted, ...], refitted: Fitted | None) -> list[dict[str, Any]]:
+    history = []
+    for number, fitted in enumerate(searched):
+        fold = {"fold": number} if len(searched) > 1 else {}
+        history += [{**epoch, **fold} for epoch in fitted.history]
+    return history + (refitted.history if refitted else [])
+
+
+def _how(recipe: Recipe, validation: Validation, candidates: list[Candidate]) -> str:
+    n_tried, n_candidates = sum(c.tried for c in candidates), len(candidates)
     tried = f"{n_tried} candidates" if n_tried == n_candidates else f"{n_tried} of {n_candidates} candidates"
     left = "" if n_tried == n_candidates else " (the rest came after two in a row worse by more than a standard error)"
-    final = "then refitted on train + validation" if refit else "not refitted"
+    final = "not refitted"
+    if recipe.refit:
+        final = "then refitted on " + ("train + validation" if validation.kind == "holdout" else "all of them")
     if n_candidates == 1:
-        return f"nothing to choose; scored on {n_val} validation rows, {final}"
+        return f"nothing to choose; scored on {validation}, {final}"
+    score = f"validation {recipe.select_by.replace('-', ' ')}"
+    if recipe.rule == "one-se":
+        error = "over the folds" if validation.kind == "cv" else "binomial"
+        return (
+            f"the most strongly regularised of {tried}{left} whose {score} on {validation} is within one standard "
+            f"error ({error}) of the highest; {final}"
+        )
     return (
-        f"highest validation accuracy of {tried}{left} on {n_val} validation rows, ties by log-loss where there are "
-        f"probabilities, then by the stronger regularisation; {final}"
+        f"highest {score} of {tried}{left} on {validation}, ties by log-loss where there are probabilities, then by "
+        f"the stronger regularisation; {final}"
     )

@@ -12,11 +12,13 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import NearestCentroid
 from sklearn.svm import SVC, LinearSVC
+from views import viewed
 
 from heads import margins
 from heads.classifiers import CLASSIFIERS, NAMES
-from heads.fitting import Fitted, Params, Task
-from heads.metrics import softmax
+from heads.evidence.metrics import softmax
+from heads.features import as_features
+from heads.fitting import Fitted, Folds, Params, Task, averaged_scores
 from heads.standardization import column_statistics
 
 MIDDLE: dict[str, Params] = {
@@ -48,8 +50,14 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return X[:700], y[:700].astype(np.int64), X[700:1200], y[700:1200].astype(np.int64)
 
 
-def fit(name: str, X: np.ndarray, y: np.ndarray, n_classes: int, params: Params | None = None) -> Fitted:
-    fitted = CLASSIFIERS[name].fit(params or MIDDLE[name], Task(X=X, y=y, n_classes=n_classes, device="cpu"))
+def task(X: np.ndarray, y: np.ndarray, n_classes: int = 10, **settings: object) -> Task:
+    return Task(X=as_features(X), y=y, n_classes=n_classes, device="cpu", **settings)
+
+
+def fit(
+    name: str, X: np.ndarray, y: np.ndarray, n_classes: int, params: Params | None = None, **settings: object
+) -> Fitted:
+    fitted = CLASSIFIERS[name].fit(params or MIDDLE[name], task(X, y, n_classes, **settings))
     assert fitted.converged
     assert fitted.message == ""
     return fitted
@@ -97,7 +105,7 @@ def test_the_scale_of_a_column_means_nothing(name: str, digits: tuple[np.ndarray
 
 
 def standard(X: np.ndarray, X_new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean, scale = column_statistics(X)
+    mean, scale = column_statistics(as_features(X))
     return ((X - mean) / scale).astype(np.float64), ((X_new - mean) / scale).astype(np.float64)
 
 
@@ -140,8 +148,7 @@ def test_the_linear_svm_is_linear_svc(digits: tuple[np.ndarray, ...]) -> None:
 
 def test_a_probability_is_the_models_own(digits: tuple[np.ndarray, ...]) -> None:
     X, y, X_new, _ = digits
-    task = Task(X=X, y=y % 2, n_classes=2)
-    model = LogisticRegression(C=0.1, max_iter=1000).fit(task.Z, y % 2)
+    model = LogisticRegression(C=0.1, tol=1e-8, max_iter=10_000).fit(task(X, y % 2, 2).Z.astype(np.float64), y % 2)
     head = fit("logreg", X, y % 2, 2).head
     Z_new = standard(X, X_new)[1].astype(np.float32)
     np.testing.assert_allclose(softmax(head.scores(X_new)), model.predict_proba(Z_new), atol=1e-5)
@@ -152,18 +159,18 @@ def test_many_rows_are_approximated_and_it_says_so(
     digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y, X_new, y_new = digits
-    task, clf = Task(X=X, y=y, n_classes=10), CLASSIFIERS["svm-rbf"]
-    assert {c["kernel"] for chain in clf.chains(task, 5000) for c in chain} == {"exact"}
-    assert {c["kernel"] for chain in clf.chains(task, 5001) for c in chain} == {"nystroem"}
+    clf = CLASSIFIERS["svm-rbf"]
+    assert {c["kernel"] for chain in clf.chains(4500, 64, 5000) for c in chain} == {"exact"}
+    assert {c["kernel"] for chain in clf.chains(4500, 64, 5001) for c in chain} == {"nystroem"}
     params = {"C": 10.0, "gamma": 0.3 / 64, "kernel": "nystroem", "n_landmarks": 300}
     approximate = fit("svm-rbf", X, y, 10, params)
-    assert "approximated (Nystroem, 300 landmark rows)" in clf.note(params, task)
-    assert clf.note(MIDDLE["svm-rbf"], task) == ""
+    assert "approximated (Nystroem, 300 landmark rows)" in clf.note(params, task(X, y))
+    assert clf.note(MIDDLE["svm-rbf"], task(X, y)) == ""
     exact = fit("svm-rbf", X, y, 10)
     assert (approximate.head.predict(X_new) == y_new).mean() > (exact.head.predict(X_new) == y_new).mean() - 0.03
     # with every row a landmark, the features' inner products are the centred kernel itself
     monkeypatch.setattr(margins, "_ROWS", 64)
-    small = Task(X=X[:100], y=y[:100], n_classes=10)
+    small = task(X[:100], y[:100])
     _, _, features, center = margins.landmark_map(small, gamma=0.3 / 64, n_landmarks=100)
     kernel = margins.rbf(small.Z, small.Z, 0.3 / 64)
     np.testing.assert_allclose((features + center) @ (features + center).T, kernel, atol=1e-3)
@@ -173,33 +180,80 @@ def test_many_rows_are_approximated_and_it_says_so(
 def test_the_search_is_the_fit(name: str, digits: tuple[np.ndarray, ...]) -> None:
     """A candidate's validation scores are those of its head, and its head is what `fit` makes of its params."""
     X, y, X_new, y_new = digits
-    X, y, X_new, y_new = X[:200], y[:200], X_new[:100], y_new[:100]
-    task = Task(X=X, y=y, n_classes=10, device="cpu")
+    both = as_features(np.concatenate([X[:200], X_new[:100]]))
+    labels = np.concatenate([y[:200], y_new[:100]])
+    rows = np.random.default_rng(0).permutation(300)
+    train = [np.sort(np.setdiff1d(rows, part)) for part in (rows[:100], rows[100:200])]
+    val = [np.sort(rows[:100]), np.sort(rows[100:200])]
+    folds = Folds(X=both, y=labels, n_classes=10, train=tuple(train), val=tuple(val), device="cpu")
     clf = CLASSIFIERS[name]
-    chain = clf.chains(task, 300)[0]
+    chain = clf.chains(200, 64, 300)[0]
     chain = [p | {"schedule_epochs": 3} if "schedule_epochs" in p else p for p in chain]
-    for i, trial in enumerate(clf.search(chain, task, X_new, y_new)):
-        np.testing.assert_allclose(trial.scores, trial.fitted.head.scores(X_new), atol=1e-6)
-        again = clf.fit(trial.params, task)
-        same = (again.head.predict(X_new) == trial.scores.argmax(axis=1)).mean()
-        assert same >= 0.97  # iterative solvers came there from the neighbouring candidate
+    for i, trial in enumerate(clf.search(chain, folds)):
+        for number, (fitted, scores) in enumerate(zip(trial.fitted, trial.scores, strict=True)):
+            fold = folds.fold(number)
+            np.testing.assert_allclose(scores, fitted.head.scores_of(fold.X_val), atol=1e-6)
+            if "epochs" in trial.params:
+                continue  # which are those of both folds together
+            again = clf.fit(trial.params, fold.task)
+            same = (again.head.scores_of(fold.X_val).argmax(axis=1) == scores.argmax(axis=1)).mean()
+            assert same >= 0.97  # iterative solvers came there from the neighbouring candidate
         if i == 3:
             break
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("n_features", [3, 64])  # as many rows as columns, and fewer
+@pytest.mark.parametrize("name", NAMES)
+def test_one_row_a_class(name: str, n_features: int, class_weight: str | None, digits: tuple[np.ndarray, ...]) -> None:
+    X, y, X_new, _ = digits
+    chosen = [int(np.flatnonzero(y == c)[0]) for c in (0, 1, 4)]
+    columns = np.flatnonzero(X[chosen].std(axis=0))[:n_features]
+    X, X_new, y = X[chosen][:, columns], X_new[:, columns], np.arange(3)
+    folds = Folds(X=as_features(X), y=y, n_classes=3, train=(), val=(), class_weight=class_weight, device="cpu")
+    clf = CLASSIFIERS[name]
+    learned = 0
+    for params in clf.chains(3, len(columns), 3)[0]:
+        fitted = clf.fit(params | ({"epochs": 100} if "schedule_epochs" in params else {}), folds.task(np.arange(3)))
+        assert fitted.converged
+        assert np.isfinite(fitted.head.scores(X_new)).all()
+        learned += bool((fitted.head.predict(X) == y).all())
+    assert learned
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_views_and_weights_are_searched_and_fitted(name: str, digits: tuple[np.ndarray, ...]) -> None:
+    X, y, _, _ = digits
+    X, y = X[:150], np.minimum(y[:150], 4)
+    val = tuple(np.arange(f, 150, 2) for f in range(2))
+    X_views = viewed(X, 2, noise=0.05)
+    folds = Folds(X=X_views, y=y, n_classes=5, train=val[::-1], val=val, class_weight="balanced", device="cpu")
+    clf = CLASSIFIERS[name]
+    chain = [p | {"schedule_epochs": 20} if "schedule_epochs" in p else p for p in clf.chains(75, 64, 150)[0]]
+    best = 0.0
+    for trial in clf.search(chain, folds):
+        for scores, rows, fitted in zip(trial.scores, val, trial.fitted, strict=True):
+            assert scores.shape == (75, 5)
+            np.testing.assert_allclose(scores, averaged_scores(fitted.head, X_views.take(rows)), atol=1e-5)
+            best = max(best, float((scores.argmax(axis=1) == y[rows]).mean()))
+        head = clf.fit(trial.params, folds.task(np.arange(150))).head
+        assert np.isfinite(head.scores(X)).all()
+    assert best > (0.6 if name == "centroid" else 0.8)
 
 
 def test_not_converging_is_recorded(digits: tuple[np.ndarray, ...]) -> None:
     from heads.classifiers import LogReg
 
     X, y, _, _ = digits
-    fitted = LogReg(C=(1.0,), max_iter=3).fit({"C": 1.0}, Task(X=X, y=y, n_classes=10))
+    fitted = LogReg(C=(1.0,), max_passes=3).fit({"C": 1.0}, task(X, y))
     assert not fitted.converged
-    assert "failed to converge" in fitted.message
+    assert "stopped after" in fitted.message
     assert "\n" not in fitted.message
 
 
 def test_importing_needs_neither_torch_nor_scikit_learn() -> None:
     code = (
-        "import sys, heads.selection, heads.saved, heads.linear_probe, heads.metrics\n"
+        "import sys, heads.selection, heads.saved, heads.linear_probe, heads.evidence.metrics\n"
         "print([m for m in ('torch', 'sklearn', 'scipy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -39,7 +39,7 @@ def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
     assert "rows: 50 train, 10 val, 359 test" in out
     assert "95 % interval" in out
     run_folder = tmp_path / "runs" / "digits-resnet18-logreg-1"
-    assert {entry.name for entry in run_folder.iterdir()} == {"run.json", "predictions.npz", "head.npz"}
+    assert {entry.name for entry in run_folder.glob("*.[jn]*")} == {"run.json", "predictions.npz", "head.npz"}
 
 
 def test_json_is_all_there_is_on_stdout(run: Run, tmp_path: Path) -> None:
@@ -70,11 +70,14 @@ def test_a_run_says_all_that_the_schema_asks_for(run: Run, tmp_path: Path) -> No
     assert set(keys.split()) <= set(record)
     assert (record["kind"], record["method"], record["seed"], record["source"]) == ("head", "logreg", 3, "cache")
     assert record["command"] == "fit-head --clf logreg --name r --seed 3"
-    assert set(record["selection"]) == {"candidates", "how", "refit", "at_grid_edge"}
+    assert set(record["selection"]) == {
+        *("candidates", "how", "refit", "at_grid_edge", "validation", "rule", "select_by", "class_weight", "nested")
+    }
     assert record["params"]["C"] in [candidate["params"]["C"] for candidate in record["selection"]["candidates"]]
     metrics = "accuracy accuracy_ci95 top5 balanced_accuracy macro_f1 log_loss ece"
     assert set(record["metrics"]) == {"train", "val", "test"}
-    assert set(record["metrics"]["test"]) == set(metrics.split())
+    intervals = {f"{name}_ci95" for name in ("balanced_accuracy", "macro_f1", "log_loss", "ece")}
+    assert set(record["metrics"]["test"]) == set(metrics.split()) | intervals
     assert {"embed_s", "fit_s", "epoch_s", "peak_rss_mb", "device"} == set(record["cost"])
     assert record["total_params"] == 11_176_512 + record["trainable_params"]
 

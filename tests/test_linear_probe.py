@@ -9,7 +9,11 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from heads import linear_probe
+from heads.features import ArrayFeatures
+from heads.fitting import Folds
 from heads.linear_probe import Member, Trained, learning_rate, train_members
+from heads.probes import Probe
 from heads.standardization import column_statistics, standardized
 
 SETTINGS = {"n_classes": 10, "schedule_epochs": 4, "batch_size": 64, "device": "cpu"}
@@ -19,7 +23,7 @@ SETTINGS = {"n_classes": 10, "schedule_epochs": 4, "batch_size": 64, "device": "
 def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     X, y = load_digits(return_X_y=True)
     X = X.astype(np.float32)
-    Z = standardized(X, *column_statistics(X[:600]))
+    Z = standardized(X, *column_statistics(ArrayFeatures(X[:600])))
     return Z[:600], y[:600].astype(np.int64), Z[600:900], y[600:900].astype(np.int64)
 
 
@@ -94,3 +98,60 @@ def test_the_rate_is_half_a_cosine() -> None:
     assert rates[50] == pytest.approx(0.1)
     assert rates[100] == pytest.approx(0.0)
     assert all(a > b for a, b in pairwise(rates))
+
+
+def test_a_row_that_weighs_twice_is_there_twice(digits: tuple[np.ndarray, ...]) -> None:
+    X, y, X_val, _ = digits
+    X, y = X[:200], y[:200]
+    twice = y < 3
+    rows = np.concatenate([np.arange(200), np.flatnonzero(twice)])
+    member = Member(optimizer="sgd", lr=0.1, weight_decay=1e-2)
+    weights = np.where(twice, 2.0, 1.0)
+    weights /= weights.mean()
+
+    def logits(n: int, *data: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        # full batches: no noise, so that only the loss decides
+        (one,) = train_members(*data, [member], **{**SETTINGS, "batch_size": n, "schedule_epochs": 30}, weights=weights)
+        return X_val @ one.weights["weight"].T + one.weights["bias"]
+
+    weighted, repeated = logits(200, X, y, weights=weights), logits(len(rows), X[rows], y[rows])
+    np.testing.assert_allclose(weighted, repeated, atol=1e-3)
+    assert np.abs(weighted - logits(200, X, y)).max() > 0.1
+
+
+def test_an_epoch_draws_one_view_of_each_image(digits: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    X, y, _, _ = digits
+    X, y = np.repeat(X[:60], 3, axis=0), np.repeat(y[:60], 3)
+    X[:, 0] = np.arange(180)  # says which row it is
+    seen: list[np.ndarray] = []
+    logits = linear_probe._logits
+
+    def watched(x: torch.Tensor, *others: object) -> torch.Tensor:
+        seen.append(x[:, 0].numpy().astype(int))
+        return logits(x, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(linear_probe, "_logits", watched)
+    member = Member(optimizer="sgd", lr=1e-6, weight_decay=0.0)
+    train_members(X, y, [member], **{**SETTINGS, "batch_size": 25, "schedule_epochs": 8}, n_views=3)
+    assert [len(rows) for rows in seen[:3]] == [25, 25, 10]
+    epochs = np.concatenate(seen).reshape(8, 60)
+    assert (np.sort(epochs // 3, axis=1) == np.arange(60)).all()
+    assert len(np.unique(epochs)) > 160  # of 180: each view in turn
+
+
+def test_folds_share_the_median_of_their_best_epochs(digits: tuple[np.ndarray, ...]) -> None:
+    X, y, _, _ = digits
+    X, y = X[:150], y[:150]
+    val = tuple(np.arange(f, 150, 3) for f in range(3))
+    train = tuple(np.setdiff1d(np.arange(150), rows) for rows in val)
+    probe = Probe(members=(Member(optimizer="adamw", lr=3e-3, weight_decay=0.0),), epochs=4, min_steps=30)
+    for class_weight in (None, "balanced"):
+        folds = Folds(
+            X=ArrayFeatures(X), y=y, n_classes=10, train=train, val=val, class_weight=class_weight, device="cpu"
+        )
+        (trial,) = probe.search(probe.chains(100, 64, 150)[0], folds)
+        best = [max(f.history, key=lambda h: (h["val_accuracy"], -h["val_loss"]))["epoch"] for f in trial.fitted]
+        assert trial.params["epochs"] == sorted(best)[1]
+        assert [len(f.history) for f in trial.fitted] == [trial.params["schedule_epochs"]] * 3

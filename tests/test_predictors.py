@@ -9,11 +9,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 from featcache.errors import UserError
-from heads import neighbors as neighbors_module
+from heads import nearest as nearest_module
 from heads import predictors
 from heads.kernel_heads import LandmarkHead, SupportVectorHead, rbf
+from heads.nearest import nearest
 from heads.neighbors import NeighborHead, normalized
-from heads.predictors import Head, LinearHead, MLPHead
+from heads.predictors import ABSENT, Head, LinearHead, MLPHead
 from heads.saved import KINDS
 
 D, C = 7, 3
@@ -30,7 +31,14 @@ def make_heads() -> dict[str, Head]:
     made: list[Head] = [
         LinearHead(**scaling, weight=f32(C, D), bias=f32(C), probabilistic=True),
         MLPHead(**scaling, hidden_weight=f32(5, D), hidden_bias=f32(5), weight=f32(C, 5), bias=f32(C)),
-        NeighborHead(bank=normalized(f32(40, D)), labels=labels, k=5, temperature=0.1, n_classes=C),
+        NeighborHead(
+            bank=normalized(f32(40, D)),
+            labels=labels,
+            weights=rng.uniform(0.5, 2.0, 40),
+            k=5,
+            temperature=0.1,
+            n_classes=C,
+        ),
         LandmarkHead(
             **scaling, landmarks=f32(9, D), weight=rng.normal(size=(C, 9)), bias=rng.normal(size=C), gamma=0.1
         ),
@@ -69,8 +77,8 @@ def test_scores_are_finite_numbers_a_class(head: Head) -> None:
 def test_rows_do_not_look_at_each_other(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = head.scores(features(50))
     monkeypatch.setattr(predictors, "_BLOCK", 8)
-    monkeypatch.setattr(neighbors_module, "_QUERIES", 3)
-    monkeypatch.setattr(neighbors_module, "_BANK", 6)
+    monkeypatch.setattr(nearest_module, "_QUERIES", 3)
+    monkeypatch.setattr(nearest_module, "_BANK", 6)
     np.testing.assert_allclose(head.scores(features(50)), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -133,11 +141,51 @@ def test_support_vectors_decide_as_scikit_learn() -> None:
 def test_neighbors_are_scikit_learns_and_vote_by_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     head = make_heads()["neighbors"]
     assert isinstance(head, NeighborHead)
-    monkeypatch.setattr(neighbors_module, "_BANK", 16)
+    monkeypatch.setattr(nearest_module, "_BANK", 16)
     distance, rows = NearestNeighbors(n_neighbors=5, metric="cosine").fit(head.bank).kneighbors(features(30))
-    similarities, labels = head.neighbors(features(30), 5)
+    similarities, found = nearest(normalized(features(30)), head.bank, 5)
     np.testing.assert_allclose(similarities, 1 - distance, atol=1e-5)
-    assert (labels == head.labels[rows]).all()
-    weights = np.exp((1 - distance) / head.temperature)
-    shares = np.stack([(weights * (labels == c)).sum(axis=1) for c in range(C)], axis=1)
+    assert (found == rows).all()
+    votes = np.exp((1 - distance) / head.temperature) * head.weights[rows]
+    shares = np.stack([(votes * (head.labels[rows] == c)).sum(axis=1) for c in range(C)], axis=1)
     np.testing.assert_allclose(np.exp(head.scores(features(30))), shares / shares.sum(axis=1, keepdims=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_temperature_divides_the_scores(kind: str) -> None:
+    head = make_heads()[kind]
+    bias = head.arrays()["bias"].copy()
+    bias[1] = ABSENT
+    head = type(head).from_arrays({**head.arrays(), "bias": bias})
+    cool = head.scaled(2.5)
+    assert type(cool) is type(head)
+    assert cool.probabilistic
+    before, after = head.scores(features(30)), cool.scores(features(30))
+    np.testing.assert_allclose(after[:, [0, 2]], before[:, [0, 2]] / 2.5, rtol=1e-5, atol=1e-5)
+    assert cool.arrays()["bias"][1] == np.float32(ABSENT)
+    assert (cool.predict(features(30)) == head.predict(features(30))).all()
+    again = type(cool).from_arrays(cool.arrays())
+    assert (again.scores(features(30)) == after).all()
+    for wrong in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(UserError, match="expected a positive number"):
+            head.scaled(wrong)
+
+
+def test_scores_that_were_no_log_probabilities_are_after_a_temperature() -> None:
+    head = make_heads()["linear"]
+    ridge = type(head).from_arrays({**head.arrays(), "probabilistic": np.array(False)})
+    assert not ridge.probabilistic
+    assert ridge.scaled(1.0).probabilistic
+
+
+@pytest.mark.parametrize("kind", ["neighbors", "landmarks", "support_vectors"])
+def test_other_heads_are_not_calibrated(kind: str) -> None:
+    with pytest.raises(UserError, match="not calibrated") as caught:
+        make_heads()[kind].scaled(2.0)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_votes_are_positive() -> None:
+    head = make_heads()["neighbors"]
+    with pytest.raises(UserError, match="weights holds values that are not positive"):
+        type(head).from_arrays({**head.arrays(), "weights": np.zeros(40)})

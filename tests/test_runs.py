@@ -61,6 +61,18 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert load_head(run.head)[1] == {"a": 1}
 
 
+def test_what_older_and_newer_runs_have_besides_is_taken(folder: Path) -> None:
+    nested = {"folds": 3, "accuracy": 0.5, "accuracy_ci95": [0.2, 0.8], "params": [{"C": 0.1}] * 3}
+    more = changed(calibration={"temperature": 1.5}, comparisons=[{"run": "x"}], features={"width": 2}, later=1)
+    more["selection"]["nested"] = nested
+    more["metrics"]["test"]["log_loss_ci95"] = [0.1, 0.2]
+    (folder / "run.json").write_text(json.dumps(more))
+    assert read_run(folder).record == more
+    del more["notes"]
+    (folder / "run.json").write_text(json.dumps(more))
+    assert read_run(folder).record == more
+
+
 def changed(**values: object) -> dict[str, Any]:
     """The record with values changed at paths like metrics__val__accuracy, or missing where they are ``...``."""
     record = json.loads(json.dumps(RECORD))
@@ -90,6 +102,8 @@ def changed(**values: object) -> dict[str, Any]:
         ({"metrics__val": ...}, "run.json has no metrics.val"),
         ({"metrics__test__accuracy": "0.5"}, "metrics.test.accuracy is of the type str, expected int or float"),
         ({"metrics__test__accuracy_ci95": [0.2]}, "metrics.test.accuracy_ci95 is no pair of numbers"),
+        ({"comparisons": {}}, "comparisons is of the type dict, expected list"),
+        ({"calibration": 1.5}, "calibration is of the type float, expected dict or NoneType"),
         ({"cost__device": None}, "cost.device is of the type NoneType, expected str"),
         ({"dataset__n_test": 7}, r"test_ids is \(6,\), run.json says \(7,\)"),
         ({"dataset__class_names": ["a", "b"]}, r"val_scores is \(4, 3\), run.json says \(4, 2\)"),

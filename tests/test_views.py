@@ -105,11 +105,13 @@ def test_the_bytes_are_told_and_too_many_are_refused_before_anything_is_read(
     assert "419 rows of 41 x 64 x 8 x 8 take 140,730,368 bytes, more than --max-gb 0.01" in err
 
 
-def test_heads_take_the_plain_view_and_say_so(run: Run, tmp_path: Path) -> None:
+def test_heads_take_the_plain_view_where_asked_and_say_so(run: Run, tmp_path: Path) -> None:
     run("embed", *QUICK, "--views", 2)
-    status, out, _ = run("fit-head", "--clf", "centroid", "--name", "views")
+    status, out, _ = run("fit-head", "--clf", "centroid", "--views", "plain", "--name", "views")
     assert status == 0
-    assert "2 augmented views of each image are in the cache; the head takes the plain one" in out
+    assert "2 augmented views of each image are in the cache; heads take the plain one" in out
+    _, out, _ = run("fit-head", "--clf", "centroid", "--name", "all")
+    assert "heads train on all of them, each counting 1 / 3, and average at test time" in out
     run("embed", *QUICK)
     run("fit-head", "--clf", "centroid", "--name", "plain")
     scores = [json.loads((tmp_path / f"runs/{name}/run.json").read_text())["metrics"] for name in ("views", "plain")]

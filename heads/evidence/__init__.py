@@ -1,0 +1,1 @@
+"""Evidence from scores: metrics with intervals, comparisons of runs, calibration, confusions, learning curves."""

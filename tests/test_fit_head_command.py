@@ -1,0 +1,248 @@
+"""What bin/fit-head offers beyond one head: seeds, workers, comparisons, calibration, rankings, reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import QUICK
+from test_sweep import cluster  # noqa: F401  a fixture
+
+from featcache.cache import Cache
+from featcache.embedding import Embedding
+from heads.runs import read_run
+from heads.saved import load_head
+
+Run = Callable[..., tuple[int, str, str]]
+FEW = ("--val-fraction", "0.2")
+
+
+def told(run: Run, *arguments: object) -> dict[str, Any]:
+    status, out, err = run("fit-head", *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on when, where and how fast."""
+    selection = {**record["selection"], "candidates": [c["params"] for c in record["selection"]["candidates"]]}
+    accuracies = {split: metrics["accuracy"] for split, metrics in record["metrics"].items()}
+    return {"seed": record["seed"], "params": record["params"], "selection": selection, "accuracies": accuracies}
+
+
+def test_seeds_are_runs_of_their_own_with_a_summary(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    found = told(run, "--clf", "ridge,knn", "--seeds", 3, "--seed", 5, *FEW)
+    assert [(r["method"], r["seed"]) for r in found["runs"]] == [(c, s) for c in ("ridge", "knn") for s in (5, 6, 7)]
+    names = {f"digits-resnet18-{clf}-{n}" for clf in ("ridge", "knn") for n in (1, 2, 3)}
+    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == names
+    assert len({record["dataset"]["fingerprint"] for record in found["runs"][:3]}) == 3  # carved anew
+    assert found["runs"][0]["dataset"]["fingerprint"] == found["runs"][3]["dataset"]["fingerprint"]
+    accuracies = [record["metrics"]["test"]["accuracy"] for record in found["runs"][:3]]
+    summary = found["summary"]["ridge"]
+    assert summary["seeds"] == [5, 6, 7]
+    assert summary["test_accuracy"] == {
+        "mean": pytest.approx(np.mean(accuracies)),
+        "sd": pytest.approx(np.std(accuracies, ddof=1)),
+        "min": min(accuracies),
+        "max": max(accuracies),
+    }
+    low, high = summary["accuracy_ci95"]
+    assert low < np.mean(accuracies) < high
+    alone = told(run, "--clf", "ridge", "--seed", 6, *FEW)
+    assert comparable(alone) == comparable(found["runs"][1])
+    status, out, _ = run("fit-head", "--clf", "ridge", "--seeds", 2, "--name", "mine", *FEW)
+    assert status == 0
+    assert "sd over seeds" in out
+    assert {"mine-s0", "mine-s1"} <= {folder.name for folder in (tmp_path / "runs").iterdir()}
+    assert run("fit-head", "--clf", "ridge", "--seeds", 2, "--name", "mine")[0] == 1
+
+
+def test_seeds_that_change_nothing_say_so(run: Run, make_folder: Callable, embed: Callable[..., Embedding]) -> None:
+    counts = {"red": 6, "green": 6}
+    embed(make_folder({"train": counts, "val": counts, "test": counts})).run()
+    status, out, _ = run("fit-head", "--clf", "ridge,mlp", "--seeds", 2)
+    assert status == 0
+    assert (
+        "the seed changes nothing for ridge: nothing in it is random, and the rows that validate stay the same" in out
+    )
+    assert "changes nothing" not in run("fit-head", "--clf", "ridge", "--seeds", 2, "--cv", 3)[1]
+    assert "changes nothing" not in run("fit-head", "--clf", "ridge")[1]
+
+
+@pytest.mark.parametrize("workers", [("--jobs", 2), ("--jobs", 2, "--backend", "threading"), "dask"], ids=str)
+def test_the_result_does_not_depend_on_who_did_the_work(
+    run: Run, tmp_path: Path, workers: Any, request: pytest.FixtureRequest
+) -> None:
+    run("embed", *QUICK)
+    if workers == "dask":
+        workers = ("--backend", "dask", "--scheduler", request.getfixturevalue("cluster"))
+    asked = ("--clf", "ridge,lda,linear", "--seeds", 2, *FEW, "--device", "cpu")
+    alone = told(run, *asked, "--runs-dir", "alone")
+    spread = told(run, *asked, "--runs-dir", "spread", *workers)
+    assert [comparable(r) for r in alone["runs"]] == [comparable(r) for r in spread["runs"]]
+    assert alone["summary"] == spread["summary"]
+    folders = sorted(folder.name for folder in (tmp_path / "alone").iterdir())
+    assert folders == sorted(folder.name for folder in (tmp_path / "spread").iterdir())
+    assert len(folders) == 6
+    for name in folders:
+        one, other = (read_run(tmp_path / where / name) for where in ("alone", "spread"))
+        assert one.record["method"] == other.record["method"]
+        for part, values in one.predictions.items():
+            if part.endswith("scores"):
+                np.testing.assert_allclose(other.predictions[part], values, rtol=1e-3, atol=1e-4)
+            else:
+                np.testing.assert_array_equal(other.predictions[part], values)
+
+
+def test_runs_are_compared(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    for clf in ("centroid", "knn"):
+        told(run, "--clf", clf, "--name", clf, *FEW)
+    record = told(run, "--clf", "ridge", "--name", "new", "--against", "centroid", "--against", "runs/knn", *FEW)
+    assert record == json.loads((tmp_path / "runs/new/run.json").read_text())
+    assert [each["run"] for each in record["comparisons"]] == ["centroid", "knn"]
+    own = record["metrics"]["test"]["accuracy"]
+    for each in record["comparisons"]:
+        other = read_run(tmp_path / "runs" / each["run"]).record
+        assert each["method"] == other["method"]
+        assert each["difference"] == pytest.approx(own - other["metrics"]["test"]["accuracy"])
+        low, high = each["ci95"]
+        assert low <= each["difference"] <= high
+        assert each["verdict"] in ("tie", "better", "worse")
+        assert each["p_value"] <= each["p_holm"] <= 1
+    read_run(tmp_path / "runs/new")
+    status, out, _ = run("fit-head", "--clf", "ridge", "--against", "new", *FEW)
+    assert status == 0
+    assert "tie" in out
+    status, _, err = run("fit-head", "--against", "gone")
+    assert (status, err.count("\n")) == (1, 1)
+    before = sorted((tmp_path / "runs").iterdir())
+    status, _, err = run("fit-head", "--against", "new", "--limit", "test=8", *FEW)
+    assert status == 1
+    assert "--against runs/new: it was scored on other test rows (359 and 8, 351 ids are in one only)" in err
+    assert sorted((tmp_path / "runs").iterdir()) == before
+
+
+def test_several_heads_are_compared_with_the_best_by_validation(run: Run) -> None:
+    run("embed", *QUICK)
+    found = told(run, "--clf", "centroid,ridge,knn", *FEW)
+    val = {record["method"]: record["metrics"]["val"]["accuracy"] for record in found["runs"]}
+    best = max(val, key=lambda method: val[method])
+    assert {each["reference_method"] for each in found["comparisons"]} == {best}
+    assert {each["method"] for each in found["comparisons"]} == set(val) - {best}
+    assert "summary" not in found
+
+
+def test_a_calibrated_head_is_saved_as_it_predicts(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    (path,) = (tmp_path / "features").glob("*.h5")
+    status, out, _ = run("fit-head", "--clf", "ridge", "--cv", 4, "--nested", 3, "--calibrate", "--name", "c", *FEW)
+    assert status == 0
+    assert "log loss before" in out
+    assert "the procedure, chosen anew in 3 folds" in out
+    done = read_run(tmp_path / "runs/c")
+    assert done.record["dataset"]["n_train"] == done.record["dataset"]["n_val"] == 60
+    assert done.record["selection"]["validation"] == {"kind": "cv", "folds": 4, "error": "over folds"}
+    head, meta = load_head(done.head)
+    assert head.probabilistic
+    assert meta["features"] == {"width": 512, "views": 1, "pooled": False}
+    np.testing.assert_array_equal(head.scores(Cache.open(path).splits["test"].load()), done.predictions["test_scores"])
+
+
+def test_caches_are_ranked_by_validation(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    for cut in ("layer2", "layer4"):
+        run("embed", *QUICK, "--cut", cut, "--storage", "float32")
+    found = told(run, "--rank")
+    assert sorted(entry["features"] for entry in found["ranking"]) == [128, 512, 512]
+    assert {entry["cut"]: entry["pooled"] for entry in found["ranking"]} == {"layer2": True, "layer4": False}
+    val = [entry["val_accuracy"] for entry in found["ranking"]]
+    assert val == sorted(val, reverse=True)
+    assert (found["method"], found["ordered_by"]) == ("ridge", "val_accuracy")
+    assert not (tmp_path / "runs").exists()
+    spread = told(run, "--rank", "--jobs", 2)
+    kept = ("cache", "val_accuracy", "test_accuracy", "params")
+    assert [[e[k] for k in kept] for e in spread["ranking"]] == [[e[k] for k in kept] for e in found["ranking"]]
+    run("embed", *QUICK[:-1], "5")
+    found = told(run, "--rank", "--clf", "centroid")
+    assert len(found["ranking"]) == 1  # the newest has other rows
+    assert len(found["left_out"]) == 3
+    _, out, _ = run("fit-head", "--rank", "--clf", "centroid")
+    assert "(not used for the order)" in out
+    assert "left out, its rows are not those of" in out
+    assert run("fit-head", "--rank", "--dataset", "mnist")[0] == 1
+    for flags in (["--report"], ["--name", "x"], ["--seeds", "2"], ["--clf", "all"]):
+        assert run("fit-head", "--rank", *flags)[0] == 2
+
+
+def test_caches_side_by_side_and_maps(run: Run, tmp_path: Path) -> None:
+    run("embed", *QUICK)
+    run("embed", *QUICK, "--cut", "layer3")
+    vectors, maps = sorted((tmp_path / "features").glob("*.h5"), key=lambda p: not Cache.open(p).holds_vectors)
+    record = told(run, "--clf", "ridge", "--cache", vectors, "--cache", maps, "--pool")
+    assert record["features"]["width"] == 512 + 256
+    assert [part["file"] for part in record["cache"]["parts"]] == [vectors.name, maps.name]
+    assert told(run, "--clf", "ridge", "--pool")["features"] == {"width": 256, "views": 1, "pooled": True}
+    status, _, err = run("fit-head", "--clf", "ridge", "--cache", vectors, "--cache", maps)
+    assert status == 1
+    assert "holds maps" in err
+
+
+def test_augmented_views_are_taken_or_not(run: Run) -> None:
+    run("embed", *QUICK, "--views", 2)
+    assert told(run, "--clf", "ridge")["features"]["views"] == 3
+    assert told(run, "--clf", "ridge", "--views", "plain")["features"]["views"] == 1
+
+
+def test_pictures_are_drawn(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("embed", *QUICK)
+    assert run("fit-head", "--clf", "knn", "--name", "knn", *FEW)[0] == 0
+    status, out, _ = run("fit-head", "--clf", "lda", "--name", "lda", "--report", *FEW)
+    assert status == 0
+    assert "most confused" in out
+    assert "reliability" in out
+    assert run("fit-head", "--clf", "centroid", "--name", "centroid", *FEW)[0] == 0
+    for name, pictures in {
+        "knn": {"selection.png", "selection-temperature.png"},
+        "lda": {"selection.png", "confusion.png", "reliability.png"},
+        "centroid": set(),
+    }.items():
+        folder = tmp_path / "runs" / name
+        assert {path.name for path in folder.glob("*.png")} == pictures
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cv", "1"], "--cv 1: expected at least 2 folds"),
+        (["--cv", "many"], "'many' is neither a number of folds nor loo"),
+        (["--cv", "loo"], "--cv loo: logreg has no exact leave-one-out"),
+        (["--cv", "3", "--no-refit"], "--no-refit keeps the one head"),
+        (["--nested", "0"], "--nested 0: expected at least 2 folds"),
+        (["--seeds", "0"], "--seeds 0: expected a whole number of at least 1"),
+        (["--jobs", "0"], "--jobs 0: expected"),
+        (["--backend", "dask"], "--backend dask needs the cluster's address"),
+        (["--scheduler", "tcp://localhost:1"], "--scheduler is of --backend dask"),
+        (["--clf", "ridge,ridge"], "'ridge,ridge' is no list of different classifiers"),
+        (["--clf", "ridge,forest"], "invalid choice: 'forest' (choose from logreg, linear"),
+        (["--clf", "ridge,lda", "--name", "x"], "--name names one run"),
+        (["--shots", "1", "--rank"], "--rank makes no run"),
+        (["--shots", "x"], "'x' is not of the form 1,2,5,10"),
+        (["--fractions", "2"], "--fractions 2: expected numbers above 0"),
+        (["--clf", "all", "--calibrate"], "--calibrate: knn chooses a temperature"),
+    ],
+    ids=" ".join,
+)
+def test_flags_that_make_no_sense_are_one_line(run: Run, cache: Cache, flags: list[str], message: str) -> None:
+    status, _, err = run("fit-head", *flags)
+    assert status == 2, err
+    assert message in err
+    assert err.count("\n") == 1
