@@ -29,8 +29,10 @@ def test_the_quick_start_is_two_lines() -> None:
 
 def test_the_python_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cache.path.parent.parent)
-    (example,) = examples(README)
+    example, logistic = examples(README)
     names: dict[str, object] = {}
+    exec(logistic, names)
+    assert names["path"].coefs_.shape == (3, 10, 64)
     exec(example, names)
     assert names["X"].shape == (40, 512)
     assert names["y"].shape == (40,)
