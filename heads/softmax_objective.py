@@ -28,6 +28,7 @@ SMALL = 1 << 18
 """Rows of up to so many numbers are multiplied in float64, which costs next to nothing there."""
 
 _BLOCK_BYTES = 1 << 21  # of a block of rows with its scores: what a core's cache holds
+_ALONE = 1 << 23  # multiplications of a pass, up to which threads cost more than they save
 _DEVICE_ROWS = 16384  # of a block on a GPU
 
 
@@ -203,6 +204,8 @@ class SoftmaxObjective:
 
             with torch.no_grad():
                 return part(torch, (0, len(self.codes)), tuple(self._to(array) for array in arrays))
+        if len(self.codes) * arrays[0].size <= _ALONE:
+            return part(np, (0, len(self.codes)), arrays)
         libraries, n_threads = self._libraries
         bounds = [len(self.codes) * i // n_threads for i in range(n_threads + 1)]
         with libraries.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
