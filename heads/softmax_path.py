@@ -14,8 +14,8 @@ from heads.softmax_objective import SoftmaxObjective, Sums
 
 TOLERANCE = 1e-6
 MAX_PASSES = 1000
-_FACTOR = 10.0  # by which C grows at most from one solution to the next start
-_LOOSE = 1e-2  # tolerance of solutions that are starts alone
+_FACTOR = 3.2  # by which C grows at most from one solution to the next start
+_LOOSE = 1e-3  # tolerance of solutions that are starts alone
 _SETTLED = 20  # steps of conjugate gradients, above which the first Hessian is learned anew where that is cheap
 _HARD = 50  # steps, above which it is always learned anew
 _MOST = 80  # of them for one Newton step
@@ -92,6 +92,7 @@ class _Newton:
         active = self.everyone
         while len(active) and self.n_passes < max_passes:
             penalty = penalties[active, None, None]
+            fresh = self.hessian is None
             if self.hessian is None:
                 self.hessian = self.view.hessian(self.objective, self.points, penalties)
             gradients = self.gradients[active].copy()
@@ -101,6 +102,8 @@ class _Newton:
             values = self._values(self.losses[active], self.points[active], penalties[active])
             gaps[active] = -0.5 * slopes / np.maximum(np.abs(values), 1e-30)
             stuck = self._search(active, steps, slopes, values, penalties)
+            if stuck and not fresh:  # what was learned elsewhere may be what misleads
+                self.hessian, stuck = None, set()
             for i in sorted(stuck):
                 if gaps[i] > 100 * tol:
                     messages[i] = f"no step goes down any more at an estimated gap of {gaps[i]:.1e}"
