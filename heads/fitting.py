@@ -121,11 +121,13 @@ class Trial:
     """One candidate fitted in each fold without its validation rows, and its scores (n_val, n_classes) on them.
 
     `params` is what `fit` needs to fit it again: the candidate's, and what the search added, such as the epochs.
+    `saturated`: the rows fitted on are fitted all but perfectly, so that a weaker penalty has nothing left to gain.
     """
 
     params: Params
     fitted: tuple[Fitted, ...]
     scores: tuple[Scores, ...]
+    saturated: bool = False
 
 
 class Classifier(Protocol):

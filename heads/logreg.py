@@ -15,11 +15,16 @@ from heads.softmax_objective import SoftmaxObjective
 from heads.softmax_path import MAX_PASSES, Minima, softmax_path
 
 _SEARCH_TOLERANCE = 1e-5  # of the objective, where only validation scores are compared; the final fit is closer
+_SATURATED = 0.999  # of the loss of the classes' shares alone, explained in all folds: glmnet's devmax
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogReg:
-    """Multinomial logistic regression with an L2 penalty on standardised features, scikit-learn's objective."""
+    """Multinomial logistic regression with an L2 penalty on standardised features, scikit-learn's objective.
+
+    The path ends where the training rows are explained all but fully (Friedman, Hastie and Tibshirani 2010, section
+    2.5): beyond, weights only grow.
+    """
 
     C: tuple[float, ...]
     max_passes: int = MAX_PASSES
@@ -38,12 +43,14 @@ class LogReg:
         paths = [(group, _path(folds, [each[i].task for i in group], group, chain)) for group in groups.values()]
         for params in chain:
             fitted: dict[int, Fitted] = {}
+            explained = 1.0
             for group, path in paths:
                 minima = next(path)
                 fitted |= {i: _fitted(minima, place, each[i].task) for place, i in enumerate(group)}
+                explained = min(explained, float(minima.explained.min()))
             in_order = tuple(fitted[i] for i in range(len(each)))
             scores = tuple(averaged_scores(f.head, fold.X_val) for f, fold in zip(in_order, each, strict=True))
-            yield Trial(params=params, fitted=in_order, scores=scores)
+            yield Trial(params=params, fitted=in_order, scores=scores, saturated=explained > _SATURATED)
 
     def fit(self, params: Params, task: Task) -> Fitted:
         mean, scale = task.statistics

@@ -28,6 +28,7 @@ class Candidate:
     params: Params
     tried: bool = False
     extended: bool = False
+    saturated: bool = False
     judgement: Judgement | None = None
     converged: bool | None = None
     seconds: float | None = None
@@ -44,7 +45,7 @@ class Candidate:
             "val_error": judged and judged.error,
             "converged": self.converged,
             "seconds": self.seconds,
-        } | ({"extended": True} if self.extended else {})
+        } | {name: True for name in ("extended", "saturated") if getattr(self, name)}
 
 
 @dataclass(eq=False, kw_only=True)
@@ -121,7 +122,8 @@ class Search:
                 continue
             values = sorted({params[key] for params in alike if key in params})
             at_end = len(values) > 1 and value in (values[0], values[-1])
-            if at_end and value not in self.classifier.natural_ends.get(key, ()):
+            is_natural = value in self.classifier.natural_ends.get(key, ())
+            if at_end and not is_natural and not (of.saturated and value == alike[-1].get(key)):
                 edges[key] = values
         return edges
 
@@ -138,12 +140,13 @@ class Search:
         return more
 
     def _chain(self, chain: list[Params], *, extended: bool = False) -> list[Candidate]:
-        """Try a chain, and leave it once it only gets worse where the classifier says so."""
+        """Try a chain, and leave it once it only gets worse where the classifier says so, or is saturated."""
         candidates = [Candidate(params=params, extended=extended) for params in chain]
         top, noise, worse = -1.0, 0.0, 0
         clock = time.perf_counter()
         for candidate, trial in zip(candidates, self._trials(chain), strict=False):
             candidate.params, candidate.tried, candidate.fitted = trial.params, True, trial.fitted
+            candidate.saturated = trial.saturated
             if self.vet is not None and trial.fitted:
                 self.vet(trial.fitted[0].head)
             candidate.converged = all(fitted.converged for fitted in trial.fitted)
@@ -155,6 +158,8 @@ class Search:
             self.tried.append(candidate)
             self._forget()
             clock = time.perf_counter()
+            if trial.saturated:
+                break
             if judged is None:
                 continue
             if judged.score >= top:

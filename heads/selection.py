@@ -205,7 +205,15 @@ def _history(searched: tuple[Fitted, ...], refitted: Fitted | None) -> list[dict
 def _how(recipe: Recipe, validation: Validation, candidates: list[Candidate]) -> str:
     n_tried, n_candidates = sum(c.tried for c in candidates), len(candidates)
     tried = f"{n_tried} candidates" if n_tried == n_candidates else f"{n_tried} of {n_candidates} candidates"
-    left = "" if n_tried == n_candidates else " (the rest came after two in a row worse by more than a standard error)"
+    left = ""
+    if n_tried < n_candidates:
+        saturated = any(c.saturated for c in candidates)
+        why = (
+            "a training fit that is all but perfect"
+            if saturated
+            else "two in a row worse by more than a standard error"
+        )
+        left = f" (the rest came after {why})"
     final = "not refitted"
     if recipe.refit:
         final = "then refitted on " + ("train + validation" if validation.kind == "holdout" else "all of them")

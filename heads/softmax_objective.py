@@ -80,6 +80,14 @@ class SoftmaxObjective:
         """(P,) sums of the weights."""
         return self.weights.sum(axis=0)
 
+    @cached_property
+    def null_losses(self) -> Doubles:
+        """(P,) mean losses of the best intercepts alone: the entropies of the classes' shares."""
+        from scipy import special
+
+        shares = np.stack([np.bincount(self.codes, w, self.n_classes) for w in self.weights.T]) / self.totals[:, None]
+        return special.entr(shares).sum(axis=1)
+
     @property
     def finest(self) -> float:
         """The relative gap to the optimum that sums in this type resolve, with a margin."""

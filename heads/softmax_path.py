@@ -31,6 +31,7 @@ class Minima:
     Attributes:
         C: as in scikit-learn: C times the sum of losses plus half the squared weights.
         weights: (P, R, D) float64, of standardised features; intercepts: (P, R).
+        explained: (P,) share of the loss of the best intercepts alone that is gone, 1 being a perfect fit.
         objective: (P,) mean loss plus the penalty divided by C and the number of rows.
         estimated_gap: (P,) what the last Newton step was to gain, relative; what is left is less.
         certified_gap: (P,) upper bound of it, the duality gap at the end.
@@ -41,6 +42,7 @@ class Minima:
     C: float
     weights: Doubles
     intercepts: Doubles
+    explained: Doubles
     objective: Doubles
     estimated_gap: Doubles
     certified_gap: Doubles
@@ -118,6 +120,7 @@ class _Newton:
             C=C,
             weights=self.points[:, :, :-1].copy(),
             intercepts=self.points[:, :, -1].copy(),
+            explained=1 - self.losses / np.maximum(self.objective.null_losses, 1e-30),
             objective=values,
             estimated_gap=gaps,
             certified_gap=self._duality_gaps(penalties) / np.maximum(np.abs(values), 1e-30),
