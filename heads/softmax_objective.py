@@ -212,12 +212,13 @@ class SoftmaxObjective:
 
             with torch.no_grad():
                 return part(torch, (0, len(self.codes)), tuple(self._to(array) for array in arrays))
-        if len(self.codes) * arrays[0].size <= _ALONE:
-            return part(np, (0, len(self.codes)), arrays)
         libraries, n_threads = self._libraries
-        bounds = [len(self.codes) * i // n_threads for i in range(n_threads + 1)]
-        with libraries.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
-            found = list(pool.map(lambda span: part(np, span, arrays), pairwise(bounds)))
+        with libraries.limit(limits=1):
+            if len(self.codes) * arrays[0].size <= _ALONE:
+                return part(np, (0, len(self.codes)), arrays)
+            bounds = [len(self.codes) * i // n_threads for i in range(n_threads + 1)]
+            with ThreadPoolExecutor(n_threads) as pool:
+                found = list(pool.map(lambda span: part(np, span, arrays), pairwise(bounds)))
         return tuple(np.sum(column, axis=0) for column in zip(*found, strict=True))
 
     def _part(

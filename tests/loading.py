@@ -1,0 +1,44 @@
+"""What a training script does with a cache: a DataLoader's workers read it. Prints "equal" where they read the same.
+
+    python tests/loading.py CACHE fork|spawn
+
+A program of its own: a process in which inference engines have started threads is none to fork.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from featcache.cache import Cache
+from featcache.cached_split import CachedSplit
+
+
+class Rows(torch.utils.data.Dataset):
+    """What a training loop over cached maps looks like."""
+
+    def __init__(self, split: CachedSplit) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, rows: list[int]) -> list[np.ndarray]:
+        return list(self.split.load(np.array(rows)))
+
+
+def main(path: str, context: str) -> None:
+    split = Cache.open(Path(path)).splits["train"]
+    expected = split.load()  # opens it here first, so that workers inherit what is open
+    loader = torch.utils.data.DataLoader(
+        Rows(split), batch_size=7, shuffle=False, num_workers=2, multiprocessing_context=context
+    )
+    np.testing.assert_array_equal(torch.cat(list(loader)).numpy(), expected)
+    print("equal")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
