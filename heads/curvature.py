@@ -1,6 +1,7 @@
-"""Logistic problems at some points in; an inverse Hessian that is nearly theirs, for L-BFGS to begin with, out.
+"""Logistic problems at some points in; an inverse Hessian that is nearly theirs, to precondition Newton's systems, out.
 
-It is learned from a sample of the rows and the mean over the problems, for a first Hessian need not be exact.
+It is learned for the mean over the problems and from the rows that bend most, for it need not be exact. Of rows drawn
+evenly it would see hardly any that do: those whose class is certain bend nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,44 @@ from numpy.typing import NDArray
 from heads.predictors import Doubles
 from heads.softmax_objective import SoftmaxObjective
 
-LEAST_ROWS = 8  # a feature that are looked at
-OPERATIONS = 5e10  # that may go into it, of which more rows are looked at: half a second or so
+LEAST_ROWS = 8  # a feature that each class is learned from
+OPERATIONS = 8e10  # that may go into it, of which more rows are looked at: half a second or so
 BLOCK_BYTES = 1 << 28  # of the inverses of all classes, up to which classes have one each
+CANDIDATE_BYTES = 1 << 28  # of the rows, and of their probabilities, that rows are drawn from
 
-_TALL = 4  # rows a feature, from which classes by themselves are worth their inverses
+
+class Block(Protocol):
+    """The inverse Hessian of one class."""
+
+    def solve(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The step (D + 1,) for a gradient (D + 1,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseBlock:
+    """`inverse` is float32 (D + 1, D + 1)."""
+
+    inverse: NDArray[np.float32]
+
+    def solve(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.inverse @ gradient
+
+
+@dataclass(frozen=True, eq=False)
+class ThinBlock:
+    """The inverse of scale^-2 + what few rows add, by the Sherman-Morrison-Woodbury formula.
+
+    Attributes:
+        scale: float32 (D + 1,); rows: (n, D + 1), times it; inner: the inverse of 1 + rows rows^T, (n, n).
+    """
+
+    scale: NDArray[np.float32]
+    rows: NDArray[np.float32]
+    inner: NDArray[np.float32]
+
+    def solve(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
+        scaled = self.scale * gradient
+        return self.scale * (scaled - self.rows.T @ (self.inner @ (self.rows @ scaled)))
 
 
 class InverseHessian(Protocol):
@@ -30,19 +64,18 @@ class InverseHessian(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class BlockHessian:
-    """Each class by itself: the inverse of the mean of p_k (1 - p_k) z z^T + penalty.
+    """Each class by itself: the mean of p_k (1 - p_k) z z^T + penalty, inverted.
 
-    Attributes:
-        inverses: float32 (R, D + 1, D + 1).
-        shifts_nothing: whether the same for all classes is taken off steps, as of softmax, which it does not change.
+    `shifts_nothing`: whether the same for all classes is taken off steps, as of softmax, which it does not change.
     """
 
-    inverses: NDArray[np.float32]
+    blocks: tuple[Block, ...]
     shifts_nothing: bool
 
     def solve(self, gradient: Doubles, penalty: float) -> Doubles:
         gradient = gradient - gradient.mean(axis=0) if self.shifts_nothing else gradient
-        step = np.matmul(self.inverses, gradient.astype(np.float32)[:, :, None])[:, :, 0].astype(np.float64)
+        single = gradient.astype(np.float32)
+        step = np.array([block.solve(own) for block, own in zip(self.blocks, single, strict=True)], np.float64)
         return step - step.mean(axis=0) if self.shifts_nothing else step
 
 
@@ -76,20 +109,19 @@ class KroneckerHessian:
 
 def inverse_hessian(objective: SoftmaxObjective, points: Doubles, penalty: float) -> InverseHessian:
     """From the rows' mean probabilities at the problems' points (P, R, D + 1) of the objective's own features."""
-    n_rows, n_features = len(objective.codes), objective.n_features
-    affordable = int(OPERATIONS / (2 * objective.n_rows * n_features**2))
-    z, chosen = objective.sample(min(n_rows, max(LEAST_ROWS * n_features, affordable)))
+    n_rows, n_features, R = len(objective.codes), objective.n_features, objective.n_rows
+    n_candidates = CANDIDATE_BYTES // (4 * max(3 * objective.n_classes, 0 if objective.is_kept else n_features))
+    z, chosen = objective.sample(min(n_rows, n_candidates))
     omega = objective.weights[chosen].sum(axis=1) / objective.weights[chosen].sum()
-    p = _probabilities(z, points, objective.n_classes)[:, objective.n_classes - objective.n_rows :]
-    if _TALL * n_features <= n_rows and objective.n_rows * (n_features + 1) ** 2 * 4 <= BLOCK_BYTES:
-        return _blocks(z, p, omega, penalty)
-    mean = omega @ p
-    classes = np.diag(mean) - (p * omega[:, None]).T @ p
+    p = _probabilities(z, points, objective.n_classes)[:, objective.n_classes - R :]
+    if R * (n_features + 1) ** 2 * 4 <= BLOCK_BYTES:
+        n = _n_learned(objective)
+        return BlockHessian(tuple(_block(z, own * (1 - own) * omega, n, penalty) for own in p.T), R > 1)
+    classes = np.diag(omega @ p) - (p * omega[:, None]).T @ p
     class_values, class_vectors = np.linalg.eigh(classes)
     class_values = np.maximum(class_values, 1e-3 * max(class_values[-1], 1e-30))
-    spread = omega * (1 - (p**2).sum(axis=1)) / class_values.sum()
-    rows = z * np.sqrt(np.maximum(spread, 0)).astype(z.dtype)[:, None]
-    if n_features < len(z):
+    rows = _bending(z, omega * (1 - (p**2).sum(axis=1)) / class_values.sum(), LEAST_ROWS * n_features)
+    if n_features < len(rows):
         values, vectors = np.linalg.eigh((rows.T @ rows).astype(np.float64))
         return KroneckerHessian(class_values, class_vectors, np.maximum(values, 0.0), vectors)
     _, singular, right = np.linalg.svd(rows, full_matrices=False)
@@ -98,39 +130,81 @@ def inverse_hessian(objective: SoftmaxObjective, points: Doubles, penalty: float
 
 def worth(objective: SoftmaxObjective) -> float:
     """About how many passes over all rows take as long as learning an inverse Hessian does."""
-    n_features, n_rows = objective.n_features, len(objective.codes)
-    tall = _TALL * n_features <= n_rows
-    cubes = 4 * (objective.n_rows if tall else 4) * n_features**2 * min(n_features, n_rows)
-    squares = 2 * (objective.n_rows if tall else 1) * n_features**2 * min(n_rows, LEAST_ROWS * n_features)
-    return (cubes + squares) / (8 * n_rows * n_features * objective.n_rows * len(objective.totals))
+    n_features, n = objective.n_features, _n_learned(objective)
+    least = min(n, n_features)
+    operations = 2 * n * n_features * least + 2 * least**3  # a class; four a second to one of a pass
+    return operations / 4 / (4 * len(objective.codes) * n_features * len(objective.totals))
 
 
-def _probabilities(z: NDArray[np.floating], points: Doubles, n_classes: int) -> Doubles:
+def spread_rows(weights: Doubles, n: int) -> tuple[NDArray[np.int64], Doubles]:
+    """About n rows (ascending) and their inverse chances of being among them, which are in proportion to the weights.
+
+    Systematic sampling with unequal probabilities (Madow 1949); rows so heavy that their chance would be above 1 are
+    all in. The sum over the rows of anything, times weight and inverse chance, estimates the sum over all of them.
+    """
+    heavy_first = np.sort(weights)[::-1]
+    left = np.cumsum(heavy_first[::-1])[::-1]  # from each on
+    if n >= len(weights) or left[n] <= 0:
+        rows = np.flatnonzero(weights > 0)
+        return rows, np.ones(len(rows))
+    n_sure = int(np.argmax((n - np.arange(n)) * heavy_first[:n] < left[:n])) if n > 1 else 0
+    chances = np.minimum(1.0, (n - n_sure) * weights / left[n_sure])
+    ticks = np.floor(np.cumsum(chances) + 0.5)
+    rows = np.flatnonzero(np.diff(ticks, prepend=0.0) > 0)
+    return rows, 1 / chances[rows]
+
+
+def _n_learned(objective: SoftmaxObjective) -> int:
+    """Rows that each class is learned from."""
+    n_features = objective.n_features
+    affordable = int(OPERATIONS / (2 * objective.n_rows * n_features**2))
+    return min(len(objective.codes), max(LEAST_ROWS * n_features, affordable))
+
+
+def _bending(z: NDArray[np.floating], weights: Doubles, n: int) -> NDArray[np.floating]:
+    """About n rows so scaled that the sum of their squares is about the weighted sum of all rows' squares."""
+    weights = np.maximum(weights, 0.0)
+    rows, inverse_chances = spread_rows(weights, n)
+    return z[rows] * np.sqrt(weights[rows] * inverse_chances).astype(z.dtype)[:, None]
+
+
+def _block(z: NDArray[np.floating], weights: Doubles, n: int, penalty: float) -> Block:
+    from scipy.linalg import lapack
+
+    n_features = z.shape[1]
+    weights = np.maximum(weights, 0.0)
+    chosen, inverse_chances = spread_rows(weights, n)
+    rows = np.empty((len(chosen), n_features + 1), z.dtype)
+    rows[:, :-1], rows[:, -1] = z[chosen], 1
+    rows *= np.sqrt(weights[chosen] * inverse_chances).astype(z.dtype)[:, None]
+    # intercepts have no penalty: a thousandth of their own curvature keeps it solvable
+    diagonal = np.append(np.full(n_features, penalty), max(1e-3 * weights.sum(), 1e-6 * penalty))
+    if len(rows) < n_features // 2:
+        scale = (diagonal**-0.5).astype(np.float32)
+        rows = rows.astype(np.float32) * scale
+        inner = (rows @ rows.T).astype(np.float64)
+        inner[np.diag_indices(len(inner))] += 1
+        return ThinBlock(scale, rows, np.linalg.inv(inner).astype(np.float32))
+    block = (rows.T @ rows).astype(np.float64)
+    block[np.diag_indices(len(block))] += diagonal
+    raised, failed = 1e-7 * max(np.trace(block) / len(block), 1e-30), True
+    while failed:  # float32 may have lost what is small beside the largest
+        block[np.diag_indices(len(block))] += raised
+        factor, failed = lapack.dpotrf(block, lower=1)
+        raised *= 10
+    lower, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    single = np.tril(lower).astype(np.float32)
+    return DenseBlock(single + np.tril(single, -1).T)
+
+
+def _probabilities(z: NDArray[np.floating], points: Doubles, n_classes: int) -> NDArray[np.float32]:
     """(n, n_classes), the mean over the problems."""
     from scipy import special
 
-    total = np.zeros((len(z), n_classes))
+    total = np.zeros((len(z), n_classes), np.float32)
     for point in points:
-        scores = z @ point[:, :-1].T.astype(z.dtype) + point[:, -1]
+        scores = (z @ point[:, :-1].T.astype(z.dtype) + point[:, -1].astype(z.dtype)).astype(np.float32)
         if len(point) < n_classes:
             scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
         total += special.softmax(scores, axis=1)
-    return total / len(points)
-
-
-def _blocks(z: NDArray[np.floating], p: Doubles, omega: Doubles, penalty: float) -> BlockHessian:
-    from scipy import linalg
-
-    n_features = z.shape[1]
-    padded = np.concatenate([z, np.ones((len(z), 1), z.dtype)], axis=1)
-    inverses = np.empty((p.shape[1], n_features + 1, n_features + 1), np.float32)
-    diagonal = np.arange(n_features + 1)
-    for k in range(p.shape[1]):
-        rows = padded * np.sqrt(omega * p[:, k] * (1 - p[:, k])).astype(z.dtype)[:, None]
-        block = (rows.T @ rows).astype(np.float64)
-        block[diagonal, diagonal] += 1e-7 * max(np.trace(block) / len(block), 1e-30)
-        block[diagonal[:-1], diagonal[:-1]] += penalty
-        block[-1, -1] += 1e-6 * penalty
-        inverse = linalg.cho_solve(linalg.cho_factor(block, lower=True), np.eye(len(block)))
-        inverses[k] = (inverse + inverse.T) / 2
-    return BlockHessian(inverses, shifts_nothing=p.shape[1] > 1)
+    return (total / len(points)).astype(np.float32)

@@ -28,7 +28,7 @@ class LogisticPath(BaseEstimator):  # type: ignore[misc]
     Parameters:
         Cs: inverse penalties, more than 0; solved from the smallest on.
         class_weight: None, "balanced", or a dict of weights by class.
-        tol: of the estimated relative distance to the optimal objective.
+        tol: of the estimated relative distance to the optimal objective; of small X at most 1e-10.
         max_iter: passes over the rows for each C.
         device: "cpu", or what torch calls a GPU.
 
@@ -139,7 +139,8 @@ def _fit_path(path: LogisticPath, X: NDArray[Any], y: NDArray[Any], sample_weigh
         device=path.device,
     )
     order = np.argsort(Cs, kind="stable")
-    found = list(softmax_path(objective, [Cs[i] for i in order], tol=path.tol, max_passes=path.max_iter))
+    tol = min(path.tol, objective.finest) if X.size <= SMALL else path.tol
+    found = list(softmax_path(objective, [Cs[i] for i in order], tol=tol, max_passes=path.max_iter))
     back = [found[place] for place in np.argsort(order, kind="stable")]
     path.coefs_ = np.stack([minima.weights[0] for minima in back])
     path.intercepts_ = np.stack([minima.intercepts[0] for minima in back]) - path.coefs_ @ center

@@ -93,6 +93,11 @@ class SoftmaxObjective:
         """The relative gap to the optimum that sums in this type resolve, with a margin."""
         return 1e-10 if self._dtype is np.float64 else 1e-6
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the standardised rows are in memory."""
+        return self._kept is not None
+
     def block(self, start: int, stop: int) -> NDArray[np.floating]:
         """Standardised rows."""
         if self._kept is not None:
@@ -105,6 +110,8 @@ class SoftmaxObjective:
     def sample(self, n: int) -> tuple[NDArray[np.floating], Labels]:
         """So many rows at equal distances, standardised, and which ones they are."""
         rows = np.arange(n) * len(self.codes) // n
+        if self._kept is not None and n == len(self._kept):
+            return self._kept, rows
         if self._kept is not None:
             return self._kept[rows], rows
         assert isinstance(self.X, Features)

@@ -14,11 +14,12 @@ from heads.softmax_objective import SoftmaxObjective, Sums
 
 TOLERANCE = 1e-6
 MAX_PASSES = 1000
-_FACTOR = 3.2  # by which C grows at most from one solution to the next start
-_LOOSE = 1e-3  # tolerance of solutions that are starts alone
+_FACTOR = 100  # by which C grows at most from one start to the next, on the way to the first C
+_LOOSE = 1e-2  # tolerance of solutions that are starts alone
 _SETTLED = 20  # steps of conjugate gradients, above which the first Hessian is learned anew where that is cheap
 _HARD = 50  # steps, above which it is always learned anew
 _MOST = 80  # of them for one Newton step
+_LOOSEST, _CLOSER = 0.25, 10.0  # share of the squared residual that a Newton step may leave, and that by its gap
 _HALVINGS = 12
 _ENOUGH = 1e-4  # share of the linear decrease that a step must keep (Armijo)
 _NOISE = 2e-8  # of the loss: what float32 sums do not resolve
@@ -99,7 +100,7 @@ class _Newton:
                 self.hessian = self.view.hessian(self.objective, self.points, penalties)
             gradients = self.gradients[active].copy()
             gradients[:, :, :-1] += penalty * self.points[active, :, :-1]
-            steps, n_inner = self._solve(active, gradients, penalty, self.hessian)
+            steps, n_inner = self._solve(active, gradients, penalty, self.hessian, _forcing(gaps[active], tol))
             slopes = (gradients * steps).sum(axis=(1, 2))
             values = self._values(self.losses[active], self.points[active], penalties[active])
             gaps[active] = -0.5 * slopes / np.maximum(np.abs(values), 1e-30)
@@ -132,9 +133,14 @@ class _Newton:
         return losses + 0.5 * penalties * (points[:, :, :-1] ** 2).sum(axis=(1, 2))
 
     def _solve(
-        self, active: NDArray[np.int64], gradients: Doubles, penalty: Doubles, hessian: InverseHessian
+        self,
+        active: NDArray[np.int64],
+        gradients: Doubles,
+        penalty: Doubles,
+        hessian: InverseHessian,
+        forcing: Doubles,
     ) -> tuple[Doubles, int]:
-        """Newton's steps to a tenth of the residual, all problems in step; and how many products that took."""
+        """Newton's steps to a share (n,) of the squared residual, all problems in step; how many products that took."""
         points = self.points[active]
         kept = self.view.keep_probabilities(self.objective, points, active)
         self.n_passes += kept is not None
@@ -158,7 +164,7 @@ class _Newton:
                 turned[i] = hessian.solve(residuals[i], float(penalty[i, 0, 0]))
             before, sizes = sizes, (residuals * turned).sum(axis=(1, 2))
             directions = turned + (sizes / before)[:, None, None] * directions
-            going = going[sizes[going] > 0.01 * first[going]]
+            going = going[sizes[going] > forcing[going] * first[going]]
         return steps, n_inner
 
     def _search(
@@ -185,6 +191,15 @@ class _Newton:
         slopes = self.gradients[:, :, :-1] + penalties[:, None, None] * self.points[:, :, :-1]
         unpenalised = np.abs((self.points[:, :, -1] * self.gradients[:, :, -1]).sum(axis=1))
         return (slopes**2).sum(axis=(1, 2)) / (2 * penalties) + unpenalised
+
+
+def _forcing(gaps: Doubles, tol: float) -> Doubles:
+    """How far each system is solved: loosely far from the minimum, closely near it, and no closer than `tol` needs.
+
+    The share of the squared residual is about what a step leaves of the gap where the objective is quadratic (Eisenstat
+    and Walker 1996).
+    """
+    return np.minimum(_LOOSEST, np.maximum(_CLOSER * gaps, 0.1 * tol / np.maximum(gaps, 1e-30)))
 
 
 class _Standardisation:
