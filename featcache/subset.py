@@ -132,8 +132,10 @@ def carve(labels: NDArray[np.int64], *, fraction: float, seed: int) -> tuple[Ind
     """
     rng = np.random.default_rng(seed)
     carved = []
-    for label in np.unique(labels):
-        own = rng.permutation(np.flatnonzero(labels == label))
+    by_label = np.argsort(labels, kind="stable")
+    _, starts = np.unique(labels[by_label], return_index=True)
+    for rows in np.split(by_label, starts[1:]):
+        own = rng.permutation(rows)
         count = min(max(round(fraction * len(own)), 1), len(own) - 1)
         carved.append(own[:count])
     second = np.sort(np.concatenate(carved))

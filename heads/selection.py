@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.errors import UserError
 from heads.classifiers import CLASSIFIERS
+from heads.evidence.calibration import fit_temperature
 from heads.fitting import Fitted, Params
 from heads.folds import Validation
 from heads.predictors import ABSENT, Head, Scores
@@ -94,7 +95,7 @@ def select(recipe: Recipe, validation: Validation, *, report: Report | None = No
     order = np.argsort(val_rows)
     val_scores = np.concatenate(search.scores(chosen))[order]
     if recipe.calibrate:
-        temperature = _temperature(val_scores, folds.y[val_rows[order]])
+        temperature = fit_temperature(val_scores, folds.y[val_rows[order]])
         head, uncalibrated = head.scaled(temperature), (head, val_scores)
         val_scores = (
             _divided(val_scores, temperature)
@@ -161,15 +162,6 @@ def _calibratable(head: Head) -> None:
         head.scaled(1.0)
     except UserError as error:
         raise UserError(f"--calibrate: {error}; leave it out, or choose another --clf") from error
-
-
-def _temperature(scores: Scores, y: Labels) -> float:
-    """The best temperature, looked for around the spread of the scores: margins may be of any size."""
-    from heads.evidence.calibration import fit_temperature
-
-    known = scores > ABSENT / 2
-    spread = float(scores[known].std()) or 1.0
-    return spread * fit_temperature(np.where(known, scores / spread, scores), y)
 
 
 def _divided(scores: Scores, temperature: float) -> Scores:

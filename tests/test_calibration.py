@@ -60,8 +60,17 @@ def test_no_temperature_of_a_grid_is_better() -> None:
 
 def test_temperatures_are_bounded() -> None:
     scores = np.eye(3)[[0, 1, 2, 0]] * 5.0
-    assert 0.01 <= fit_temperature(scores, np.array([0, 1, 2, 0])) < 1  # all right: the surer the better
-    assert 99 < fit_temperature(scores, np.array([1, 2, 0, 2])) <= 100  # all wrong: no surer than need be
+    spread = scores.std()
+    assert 0.01 <= fit_temperature(scores, np.array([0, 1, 2, 0])) / spread < 1  # all right: the surer the better
+    assert 99 < fit_temperature(scores, np.array([1, 2, 0, 2])) / spread <= 100  # all wrong: no surer than need be
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_the_size_of_the_scores_does_not_matter(size: float) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    scores = rng.standard_normal((300, 3)) + np.eye(3)[y]
+    assert fit_temperature(scores * size, y) == pytest.approx(size * fit_temperature(scores, y), rel=1e-3)
     assert 0.01 <= fit_temperature(np.zeros((4, 3)), np.array([0, 1, 2, 0])) <= 100  # nothing to choose
 
 

@@ -15,7 +15,7 @@ from heads.predictors import ABSENT, Doubles, Scores
 from heads.standardization import Labels
 
 _BLOCK_VALUES = 2**20  # 8 MiB as float64
-_LOG_TEMPERATURES = (math.log(1e-2), math.log(1e2))
+_LOG_TEMPERATURES = (math.log(1e-2), math.log(1e2))  # beside the spread of the scores
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,8 +71,9 @@ def reliability(scores: Scores, y: Labels, *, n_bins: int = 15) -> Reliability:
 
 
 def fit_temperature(scores: Scores, y: Labels) -> float:
-    """The T in [0.01, 100] for which softmax(scores / T) has the lowest mean log loss (Guo et al. 2017, section 4.2).
+    """The T for which softmax(scores / T) has the lowest mean log loss (Guo et al. 2017, section 4.2).
 
+    It is looked for from a hundredth to a hundred times the spread of the scores, which margins may have of any size.
     The loss is convex in 1 / T, so that a bounded search over log T finds its minimum; where every row is right by a
     wide margin the loss falls all the way and T comes out small, which few rows do not justify. Dividing by any such T
     leaves classes without training rows (score `ABSENT`) at probability 0; rows that are of such a class say nothing of
@@ -96,9 +97,10 @@ def fit_temperature(scores: Scores, y: Labels) -> float:
     if not possible.any():
         return 1.0
     kept, codes = (scores, y) if possible.all() else (scores[possible], y[possible])
+    spread = float(kept.std(where=kept > ABSENT / 2, dtype=np.float64)) or 1.0
     found = optimize.minimize_scalar(
         lambda log_t: _mean_loss(kept, codes, math.exp(log_t)),
-        bounds=_LOG_TEMPERATURES,
+        bounds=(math.log(spread) + _LOG_TEMPERATURES[0], math.log(spread) + _LOG_TEMPERATURES[1]),
         method="bounded",
         options={"xatol": 1e-5},
     )

@@ -3,8 +3,8 @@
     python tests/benchmarks/logistic_fit.py [--cache features/FILE.h5] [--rows 50000] [--columns 512] [--C 1]
 
 All reach the least objective within --gap (relative): for each contender, tol is lowered tenfold until it does. The
-least is that of a longer fit; its duality gap, in float64, bounds what may lie below. Then they take turns. The extension
-is timed where scikit-learn-intelex is installed.
+least is that of a longer fit; its duality gap, in float64, bounds what may lie below. Then they take turns. The
+extension is timed where scikit-learn-intelex is installed.
 """
 
 from __future__ import annotations
