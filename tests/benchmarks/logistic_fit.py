@@ -2,9 +2,10 @@
 
     python tests/benchmarks/logistic_fit.py [--cache features/FILE.h5] [--rows 50000] [--columns 512] [--C 1]
 
-All reach the least objective within --gap (relative): for each contender, tol is lowered tenfold until it does. The
-least is that of a longer fit; its duality gap, in float64, bounds what may lie below. Then they take turns. The
-extension is timed where scikit-learn-intelex is installed.
+All reach the least objective within --gap (relative): for each contender, tol is lowered tenfold until it does, or,
+where it never does, to the largest tol that comes within twice its best. The least is that of a longer fit; its duality
+gap, in float64, bounds what may lie below. Then they take turns. The extension is timed where scikit-learn-intelex is
+installed.
 """
 
 from __future__ import annotations
@@ -75,13 +76,14 @@ def main() -> None:
     tols: dict[str, float] = {}
     gaps: dict[str, float] = {}
     for name, (fit, tol) in each.items():
-        while True:
-            gaps[name] = value(fit(tol)) / least - 1
-            if gaps[name] <= args.gap or tol <= args.least_tol * 1.01:
-                break
+        reached: dict[float, float] = {}
+        while not reached or (min(reached.values()) > args.gap and tol >= args.least_tol * 0.99):
+            reached[tol] = value(fit(tol)) / least - 1
             tol /= 10
-        tols[name] = tol
-        print(f"  {name}: tol {tol:.0e} reaches {gaps[name]:.1e}", flush=True)
+        best = min(reached.values())  # of those that never arrive, what comes within twice of their best
+        tols[name] = next(tol for tol, gap in reached.items() if gap <= max(args.gap, 2 * best))
+        gaps[name] = reached[tols[name]]
+        print(f"  {name}: tol {tols[name]:.0e} reaches {gaps[name]:.1e}", flush=True)
     taken: dict[str, list[float]] = {name: [] for name in each}
     for _ in range(args.repeat):
         for name, (fit, _) in each.items():
