@@ -1,10 +1,10 @@
-"""`bin/fit-head --clf logreg` beside scikit-learn's LogisticRegressionCV with the same search: wall seconds, peak memory.
+"""`bin/fit-head --clf logreg` beside scikit-learn's LogisticRegressionCV with the same search: seconds, peak memory.
 
     python tests/benchmarks/whole_search.py features/FILE.h5
 
-Each is a process of its own, from the cache file to predicted test rows, one run each. scikit-learn gets the values of C
-that bin/fit-head tried, its defaults else (tol, 100 iterations, BLAS's threads), and the same rows to validate on; then
-it fits train and validation with the best, as bin/fit-head does.
+Each is a process of its own, from the cache file to predicted test rows, one run each. scikit-learn gets the values of
+C that bin/fit-head tried, its defaults else (tol, 100 iterations, BLAS's threads), and the same rows to validate on;
+then it fits train and validation with the best, as bin/fit-head does.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ train, test = cache.splits["train"], cache.splits["test"]
 X, y = train.load(train.usable()), train.labels[train.usable()]
 scaler = StandardScaler().fit(X)
 X = scaler.transform(X)
-model = LogisticRegressionCV(Cs=Cs, cv=[carve(y, fraction=0.1, seed=0)], use_legacy_attributes=False, scoring="accuracy")
-model.fit(X, y)
+settings = {"scoring": "accuracy", "use_legacy_attributes": False, "l1_ratios": (0,)}
+model = LogisticRegressionCV(Cs=Cs, cv=[carve(y, fraction=0.1, seed=0)], **settings).fit(X, y)
 rows = test.usable()
-print(json.dumps([float(model.C_), float((model.predict(scaler.transform(test.load(rows))) == test.labels[rows]).mean())]))
+right = model.predict(scaler.transform(test.load(rows))) == test.labels[rows]
+print(json.dumps([float(np.ravel(model.C_)[0]), float(right.mean())]))
 """
 
 
