@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from featcache.stages import StagedModel
 from finetune.settings import Precision, Settings
 from finetune.sources import Source
-from finetune.thawing import Thawed
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Forward:
-    """The forward pass of a phase, from what a source gives to logits (n, n_classes) float32.
+    """The forward pass from what a source gives to logits (n, n_classes) float32, without gradient up to a cut.
 
     The modules share the model's parameters; making them leaves the model in eval mode.
 
@@ -29,8 +29,9 @@ class Forward:
         tail: the rest, in one part, or one a stage where each is computed again for the gradient.
     """
 
-    def __init__(self, thawed: Thawed, *, source_cut: int, settings: Settings, device: torch.device) -> None:
-        staged, cut = thawed.staged, thawed.cut
+    def __init__(
+        self, staged: StagedModel, *, cut: int, source_cut: int, settings: Settings, device: torch.device
+    ) -> None:
         assert source_cut <= cut, (source_cut, cut)
         self.precision: Precision = settings.precision
         self.device = device

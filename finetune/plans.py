@@ -31,10 +31,6 @@ class Phase:
     epochs: int
     factor: float = 1.0
 
-    @property
-    def name(self) -> str:
-        return "+".join((*self.stages, HEAD_ALIAS))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -91,6 +87,14 @@ class Plan:
         """How many leading stages stay frozen in a phase: they need no gradient, and their output could be cached."""
         return next((i for i, name in enumerate(self.stages) if name in phase.stages), len(self.stages))
 
+    def name_of(self, phase: Phase) -> str:
+        """What trains in a phase: head, layer4+head, layer3 to head, all."""
+        if phase.stages == self.stages:
+            return "all"
+        if len(phase.stages) > 1 and phase.stages == self.stages[-len(phase.stages) :]:
+            return f"{phase.stages[0]} to {HEAD_ALIAS}"
+        return "+".join((*phase.stages, HEAD_ALIAS))
+
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
         return {**asdict(self), "rates": dict(self.rates)}
@@ -134,7 +138,8 @@ def make_plan(
         lr_per_stage: rates of single stages, or of the head, by name.
         from_scratch: whether the backbone begins with random weights.
         init_head: a run whose linear head the final layer begins as (LP-FT: Kumar et al. 2022, arXiv:2202.10054).
-        batch_norm: ``auto`` is eval for pretrained weights and train for random ones.
+        batch_norm: ``auto`` is train for random weights, and eval for pretrained ones and under ``init_head``, whose head
+            was fitted on what the kept statistics give.
         pretrained: whether the backbone's weights were trained.
 
     Raises:
@@ -162,6 +167,8 @@ def make_plan(
     if progressive:
         steps = [trained[len(trained) - k :] for k in range(len(trained) + 1)]
     lengths = _phase_lengths(len(steps), epochs, phase_epochs)
+    keeps_statistics = init_head is not None or (pretrained and not from_scratch)
+    usual: Literal["eval", "train"] = "eval" if keeps_statistics else "train"
     discriminative = lr_decay is not None or bool(set(given) - {HEAD_ALIAS})
     return Plan(
         method=_method(stages, trained, freeze, progressive, discriminative, from_scratch, init_head),
@@ -172,7 +179,7 @@ def make_plan(
             for k, (thawed, length) in enumerate(zip(steps, lengths, strict=True))
         ),
         rates={**rates, head: given.get(HEAD_ALIAS, lr)},
-        batch_norm=("eval" if pretrained and not from_scratch else "train") if batch_norm == "auto" else batch_norm,
+        batch_norm=usual if batch_norm == "auto" else batch_norm,
         from_scratch=from_scratch,
         init_head=init_head,
     )

@@ -105,6 +105,14 @@ class Settings:
         """The share of a phase's steps in which the rate rises."""
         return (0.3 if self.schedule == "one-cycle" else 0.05) if self.warmup is None else self.warmup
 
+    def passes_per_epoch(self, n_rows: int) -> int:
+        """Forward passes that go through all rows, each of as many rows as the others or one less."""
+        return -(-n_rows // self.batch_size)
+
+    def steps_per_epoch(self, n_rows: int) -> int:
+        """Steps of the optimizer."""
+        return -(-self.passes_per_epoch(n_rows) // self.accumulate)
+
     def to_json(self) -> dict[str, Any]:
         """All of it, with what was left open settled."""
         return {**asdict(self), "weight_decay": self.decay, "warmup": self.rise}

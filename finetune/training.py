@@ -40,7 +40,7 @@ class Trained:
     Attributes:
         history: an entry an epoch: epoch (from 1), phase, train_loss and train_accuracy (of the batches as they were
             trained on), val_loss and val_accuracy (None without validation), lr (the head's, at the epoch's end),
-            rates (every group's, likewise), seconds, images_per_s.
+            rates (every group's, likewise), seconds (validation included), images_per_s (in training).
         best_epoch: how many epochs made the weights: those up to the best by validation, or all without validation.
         val_scores: (N, n_classes) float32 logits of the validation rows by these weights, or None.
         frozen_sha256: of all that never trains, before and after.
@@ -109,8 +109,7 @@ def train(
         if average is not None:
             average.load(state["average"])
 
-    n_micro = -(-len(rows.labels) // settings.batch_size)  # forward passes an epoch, of as many rows each as can be
-    n_steps = -(-n_micro // settings.accumulate)
+    n_micro, n_steps = settings.passes_per_epoch(len(rows.labels)), settings.steps_per_epoch(len(rows.labels))
     last_epoch = plan.epochs if stop_after is None else stop_after
     phase_number = -1
     with _reproducible(settings, device):
@@ -125,7 +124,7 @@ def train(
                 never_moved = set(thawed.parameters)
                 frozen = thawed.frozen_sha256()
                 source = rows.serving(thawed.cut)
-                forward = Forward(thawed, source_cut=source.cut, settings=settings, device=device)
+                forward = Forward(staged, cut=thawed.cut, source_cut=source.cut, settings=settings, device=device)
 
             thawed.set_modes()
             micro_batches = _shuffled(len(rows.labels), n_micro, seed=(settings.seed, epoch))
@@ -168,14 +167,14 @@ def train(
 
             entry = {
                 "epoch": epoch + 1,
-                "phase": phase.name,
+                "phase": plan.name_of(phase),
                 "train_loss": float(loss_sum) / len(rows.labels),
                 "train_accuracy": int(right) / len(rows.labels),
                 "val_loss": None,
                 "val_accuracy": None,
                 "lr": plan.rates[plan.head] * factor,
                 "rates": {group: plan.rates[group] * factor for group in (*phase.stages, plan.head)},
-                "seconds": round(seconds, 3),
+                "seconds": 0.0,
                 "images_per_s": round(len(rows.labels) / seconds, 1),
             }
             if validation is not None:
@@ -184,7 +183,7 @@ def train(
                     seen = validation.serving(thawed.cut)
                     through = forward
                     if seen.cut != source.cut:
-                        through = Forward(thawed, source_cut=seen.cut, settings=settings, device=device)
+                        through = Forward(staged, cut=thawed.cut, source_cut=seen.cut, settings=settings, device=device)
                     scores = scores_of(through, seen, batch_size=settings.batch_size)
                     found = _best(progress.best, epoch, scores, validation.labels, moving)
                 entry |= {"val_loss": found[0], "val_accuracy": found[1]}
@@ -192,11 +191,12 @@ def train(
                 is_last_phase = number == len(plan.phases) - 1
                 waited = epoch - max(progress.best.epoch, first_epoch)
                 progress.stopped = is_last_phase and settings.patience is not None and waited >= settings.patience
+            entry["seconds"] = round(time.perf_counter() - begun, 3)
             progress.history.append(entry)
             progress.epochs = epoch + 1
             is_over = progress.stopped or epoch + 1 == last_epoch
             if is_over or epoch + 1 == first_epoch + phase.epochs:
-                check_frozen(frozen, thawed.frozen_sha256(), f"what phase {phase.name} freezes")
+                check_frozen(frozen, thawed.frozen_sha256(), f"what phase {plan.name_of(phase)} freezes")
             if checkpoint is not None:
                 state = {"weights": moving, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
                 state |= {"average": average.state()} if average is not None else {}
