@@ -46,3 +46,8 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
     """Give each group its own peak rate times a factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+
+
+def rates_of(optimizer: Optimizer) -> dict[str, float]:
+    """The rate that each stage, and the head, has now."""
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -138,7 +138,7 @@ def make_plan(
         lr_per_stage: rates of single stages, or of the head, by name.
         from_scratch: whether the backbone begins with random weights.
         init_head: a run whose linear head the final layer begins as (LP-FT: Kumar et al. 2022, arXiv:2202.10054).
-        batch_norm: ``auto`` is train for random weights, and eval for pretrained ones and under ``init_head``, whose head
+        batch_norm: ``auto`` is train for random weights, eval for pretrained ones and under ``init_head``, whose head
             was fitted on what the kept statistics give.
         pretrained: whether the backbone's weights were trained.
 

@@ -22,7 +22,7 @@ from finetune.averaging import WeightAverage
 from finetune.checkpointing import Best, Progress, load_checkpoint, save_checkpoint
 from finetune.forward import Forward, scores_of
 from finetune.mixing import mixed
-from finetune.optimizers import make_optimizer, set_rates
+from finetune.optimizers import make_optimizer, rates_of, set_rates
 from finetune.plans import Plan
 from finetune.rates import rate_factor
 from finetune.settings import Settings
@@ -172,8 +172,8 @@ def train(
                 "train_accuracy": int(right) / len(rows.labels),
                 "val_loss": None,
                 "val_accuracy": None,
-                "lr": plan.rates[plan.head] * factor,
-                "rates": {group: plan.rates[group] * factor for group in (*phase.stages, plan.head)},
+                "lr": rates_of(optimizer)[plan.head],
+                "rates": {group: rates_of(optimizer)[group] for group in (*phase.stages, plan.head)},
                 "seconds": 0.0,
                 "images_per_s": round(len(rows.labels) / seconds, 1),
             }

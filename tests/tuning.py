@@ -40,11 +40,11 @@ class TensorSource:
 class Tiny(nn.Module):
     """Four stages with BatchNorm and dropout, in milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
 
         def block(n_in: int, n_out: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU(), nn.Dropout(0.1))
+            return nn.Sequential(nn.Conv2d(n_in, n_out, 3, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU(), nn.Dropout(dropout))
 
         self.conv1, self.layer1, self.layer2, self.layer3 = block(3, 6), block(6, 8), block(8, 8), block(8, 12)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -55,9 +55,9 @@ class Tiny(nn.Module):
         return self.fc(torch.flatten(self.pool(features), 1))
 
 
-def tiny(n_classes: int = 3) -> StagedModel:
+def tiny(n_classes: int = 3, *, dropout: float = 0.1) -> StagedModel:
     torch.manual_seed(5)
-    staged = StagedModel(Tiny().requires_grad_(False), torch.zeros(1, 3, 16, 16))
+    staged = StagedModel(Tiny(dropout).requires_grad_(False), torch.zeros(1, 3, 16, 16))
     replace_head(staged, n_classes, seed=0)
     return staged
 
