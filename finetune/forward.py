@@ -79,12 +79,18 @@ def _computed_again(part: nn.Module, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def _statistics_stand_still(part: nn.Module) -> Iterator[None]:
+    """By a momentum of 0; without statistics at all, a layer would keep other tensors than the first time."""
     layers = [layer for layer in part.modules() if isinstance(layer, _BatchNorm) and layer.training]
-    tracked = [layer.track_running_stats for layer in layers]
+    momenta = [layer.momentum for layer in layers]
+    counts = [layer.num_batches_tracked for layer in layers]
+    kept = [None if count is None else count.clone() for count in counts]
     for layer in layers:
-        layer.track_running_stats = False
+        layer.momentum = 0.0
     try:
         yield
     finally:
-        for layer, before in zip(layers, tracked, strict=True):
-            layer.track_running_stats = before
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for count, before in zip(counts, kept, strict=True):
+            if count is not None and before is not None:
+                count.copy_(before)
