@@ -135,7 +135,7 @@ def rows_of(arguments: argparse.Namespace, cache: Cache) -> Rows:
 
 def plan_of(arguments: argparse.Namespace, staged: StagedModel, *, pretrained: bool) -> Plan:
     """The plan that the flags ask for. Raises UsageError where they contradict one another."""
-    from finetune.plans import make_plan
+    from finetune.planning import make_plan
     from finetune.settings import RATES
 
     flags: dict[str, Any] = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from featcache.machine import full_fp32
 from featcache.stages import StagedModel
 from finetune.settings import Precision, Settings
 from finetune.sources import Source
@@ -56,9 +57,9 @@ class Forward:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """What makes torch compute in a precision; nothing for fp32."""
+    """What makes torch compute in a precision, and in no lower one."""
     if precision == "fp32":
-        return nullcontext()
+        return full_fp32()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 

@@ -31,6 +31,8 @@ from finetune.thawing import check_frozen, check_gradients, frozen_sha256, movin
 
 #: Steps after which the loss is looked at: on a GPU that waits for all that was asked of it.
 _LOOK = 20
+#: The most that writing checkpoints may take of the time; where epochs are short, some are not kept.
+CHECKPOINT_SHARE = 0.1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -71,7 +73,7 @@ def train(
     """Train a model as a plan says.
 
     All that is random in a step follows from the seed, the epoch and the batch's number, and all else is in the
-    checkpoint of the epoch before; so a training that is gone on with ends with the bytes of one that never stopped.
+    checkpoint of an epoch before; so a training that is gone on with ends with the bytes of one that never stopped.
 
     Args:
         staged: the model, its head made for the classes; trained in place.
@@ -81,7 +83,8 @@ def train(
         validation: rows that decide which epoch is the best, and whether to stop early; None trains to the end.
         device: where to compute; the model is moved there.
         stop_after: so many epochs of the plan's are gone through; the rates are as if all were.
-        checkpoint: a file to keep the state of each epoch in.
+        checkpoint: a file to keep the state after an epoch in: after the first, the last, and others as
+            `CHECKPOINT_SHARE` allows.
         fingerprint: of all that decides the result, so that no other training's checkpoint is gone on with.
         resume: whether to go on from the checkpoint, where there is one.
         on_epoch: called with each epoch's entry of the history.
@@ -112,6 +115,7 @@ def train(
     n_micro, n_steps = settings.passes_per_epoch(len(rows.labels)), settings.steps_per_epoch(len(rows.labels))
     last_epoch = plan.epochs if stop_after is None else stop_after
     phase_number = -1
+    last_save, save_s = time.perf_counter(), 0.0
     with _reproducible(settings, device):
         for epoch in range(progress.epochs, progress.epochs if progress.stopped else last_epoch):
             begun = time.perf_counter()
@@ -197,10 +201,13 @@ def train(
             is_over = progress.stopped or epoch + 1 == last_epoch
             if is_over or epoch + 1 == first_epoch + phase.epochs:
                 check_frozen(frozen, thawed.frozen_sha256(), f"what phase {plan.name_of(phase)} freezes")
-            if checkpoint is not None:
+            now = time.perf_counter()
+            if checkpoint is not None and (is_over or now - last_save >= save_s / CHECKPOINT_SHARE):
                 state = {"weights": moving, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
                 state |= {"average": average.state()} if average is not None else {}
                 save_checkpoint(checkpoint, progress, state, fingerprint=fingerprint)
+                last_save = time.perf_counter()
+                save_s = last_save - now
             on_epoch(entry)
             if is_over:
                 break

@@ -21,7 +21,7 @@ from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.forward import Forward, scores_of
 from finetune.linear_start import linear_start
 from finetune.new_head import replace_head, set_head
-from finetune.plans import make_plan
+from finetune.planning import make_plan
 from finetune.settings import Settings
 from finetune.tuned_run import TunedRun, fine_tune
 from heads.rows import load_rows
@@ -37,6 +37,12 @@ def told(run: Run, *arguments: object) -> dict[str, Any]:
     status, out, err = run("finetune", *arguments, *FEW, "--json")
     assert status == 0, err
     return json.loads(out)
+
+
+@pytest.fixture(autouse=True)
+def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes."""
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_only_commands_parse_arguments_or_print(package: str) -> None:
         "featcache.datasets",
         "heads.head_run",
         "featcache.embed_command, featcache.cache_command, heads.fit_head_command, finetune.finetune_command",
-        "finetune, finetune.plans, finetune.settings, finetune.rates",
+        "finetune, finetune.planning, finetune.settings, finetune.rates",
         "featcache.upkeep.inventory, featcache.upkeep.garbage, featcache.upkeep.export",
     ],
 )

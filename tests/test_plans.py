@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from featcache.errors import UsageError
-from finetune.plans import Plan, make_plan
+from finetune.planning import make_plan
+from finetune.plans import Plan
 
 RESNET = ["stem", "layer1", "layer2", "layer3", "layer4"]
 

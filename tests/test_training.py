@@ -216,6 +216,12 @@ def stop_at(epoch: int) -> Any:
     return on_epoch
 
 
+@pytest.fixture(autouse=True)
+def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes."""
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
+
+
 def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in entry.items() if k not in ("seconds", "images_per_s")} for entry in history]
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from featcache.stages import StagedModel
 from finetune.new_head import replace_head
-from finetune.plans import Plan, make_plan
+from finetune.planning import make_plan
+from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.sources import Labels, Source
 from finetune.training import Trained, train
