@@ -16,6 +16,7 @@ from test_training import timeless
 
 from featcache.backbones import load_backbone
 from featcache.cache import Cache, find_caches
+from featcache.stages import StagedModel
 from finetune import training
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.forward import Forward, scores_of
@@ -214,15 +215,37 @@ def test_heads_that_lp_ft_cannot_start_from_are_refused(run: Run, embedded: Cach
     assert "of the kind finetune" in run("finetune", "--init-head", "tuned", *FEW)[2]
 
 
+def found_model(cache: Cache) -> StagedModel:
+    staged = backbone_of(cache).staged
+    replace_head(staged, len(cache.class_names), seed=0)
+    return staged
+
+
 def tuned(
     cache: Cache, change: Callable[[TuningRows], TuningRows] = lambda rows: rows
 ) -> tuple[TunedRun, dict[str, Any]]:
     rows = load_rows(cache, val_fraction=0.2, rows_only=True)
-    staged = backbone_of(cache).staged
-    replace_head(staged, len(rows.class_names), seed=0)
+    staged = found_model(cache)
     plan = make_plan([s.name for s in staged.stages], staged.head_name, lr=0.03, epochs=4)
     found = fine_tune(staged, plan, change(tuning_rows(cache, rows, device=CPU)), settings=Settings(), device=CPU)
     return found, {name: tensor.clone() for name, tensor in staged.model.state_dict().items()}
+
+
+def test_the_final_model_is_trained_from_the_start_on_train_and_validation(cache: Cache) -> None:
+    """For as many epochs as were best, at the rates of the plan; the first training leaves nothing behind."""
+    found, weights = tuned(cache)
+    staged = found_model(cache)
+    rows = tuning_rows(cache, load_rows(cache, val_fraction=0.2, rows_only=True), device=CPU)
+    training.train(
+        staged,
+        found.plan,
+        rows.train.joined(rows.val),
+        settings=found.settings,
+        validation=None,
+        device=CPU,
+        stop_after=found.chosen.best_epoch,
+    )
+    assert all(torch.equal(weights[name], tensor) for name, tensor in staged.model.state_dict().items())
 
 
 def test_test_labels_decide_nothing(cache: Cache) -> None:
