@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
+from featcache.errors import UserError
 from finetune.asked_command import (
     cache_of,
     check_flags,
@@ -84,6 +85,8 @@ def _train(
     device: torch.device,
     refit: bool,
 ) -> dict[str, Any]:
+    import torch
+
     from featcache.datasets import load_dataset
     from featcache.embed_command import default_workers
     from finetune.cached_rows import origin_of, tuning_rows
@@ -107,18 +110,24 @@ def _train(
     work = work_folder(arguments.runs_dir, fingerprint, command=command, resume=arguments.resume)
     for told in work.notes:
         console.note(f"  {told}")
-    tuned = fine_tune(
-        backbone.staged,
-        plan,
-        tuning,
-        settings=settings,
-        device=device,
-        refit=refit,
-        work=work.folder,
-        fingerprint=fingerprint,
-        resume=arguments.resume,
-        on_epoch=_epoch_teller(console, plan, refit=refit),
-    )
+    try:
+        with console.progress("training", "images") as progress:
+            tuned = fine_tune(
+                backbone.staged,
+                plan,
+                tuning,
+                settings=settings,
+                device=device,
+                refit=refit,
+                work=work.folder,
+                fingerprint=fingerprint,
+                resume=arguments.resume,
+                on_epoch=_epoch_teller(console, plan, refit=refit),
+                on_step=progress,
+            )
+    except torch.cuda.OutOfMemoryError as error:
+        mend = "take a smaller --batch-size with --accumulate, --checkpointing, or --precision bf16"
+        raise UserError(f"{device} has too little memory for batches of {settings.batch_size}: {mend}") from error
     record = run_record(
         cache,
         tuning,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from featcache.errors import UserError
 from featcache.machine import full_fp32
 from featcache.stages import StagedModel
 from finetune.settings import Precision, Settings
@@ -64,11 +65,18 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def scores_of(forward: Forward, source: Source, *, batch_size: int) -> NDArray[np.float32]:
-    """Logits (N, n_classes) of all rows of a source, as they are; the model is to be in eval mode."""
+    """Logits (N, n_classes) of all rows of a source, as they are; the model is to be in eval mode.
+
+    Raises:
+        UserError: some are not finite.
+    """
     groups = np.array_split(np.arange(len(source.labels)), -(-len(source.labels) // batch_size))
     with torch.no_grad():
         found = [forward(inputs).cpu() for inputs in source.batches(groups, augment=False)]
-    return torch.cat(found).numpy()
+    scores = torch.cat(found)
+    if not scores.isfinite().all():
+        raise UserError("the model's scores are not finite: take a lower --lr, --clip 1, or fp32")
+    return scores.numpy()
 
 
 def _computed_again(part: nn.Module, inputs: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from finetune.sources import Labels, Source
 
 #: Images that take no more than this, resized, as 8-bit pixels, are decoded once and kept. Others are decoded anew in
 #: every epoch, ahead of the training, by threads.
-KEPT_BYTES = 2 << 30
+KEPT_BYTES = 1 << 30
 _READ_AT_ONCE = 64
 
 

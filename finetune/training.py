@@ -69,6 +69,7 @@ def train(
     fingerprint: str = "",
     resume: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trained:
     """Train a model as a plan says.
 
@@ -88,6 +89,7 @@ def train(
         fingerprint: of all that decides the result, so that no other training's checkpoint is gone on with.
         resume: whether to go on from the checkpoint, where there is one.
         on_epoch: called with each epoch's entry of the history.
+        on_step: called after each step with the images that were gone through, and with all that will be.
 
     Raises:
         UserError: the loss is not finite, or the checkpoint is damaged or another training's.
@@ -126,7 +128,7 @@ def train(
                 thawed = thaw(staged, plan, phase)
                 thawed.check_optimized(optimizer)
                 never_moved = set(thawed.parameters)
-                frozen = thawed.frozen_sha256()
+                frozen = None if phase.stages == plan.trained else thawed.frozen_sha256()  # the former is `before`
                 source = rows.serving(thawed.cut)
                 forward = Forward(staged, cut=thawed.cut, source_cut=source.cut, settings=settings, device=device)
 
@@ -164,6 +166,8 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 if average is not None:
                     average.update()
+                done = epoch * len(rows.labels) + sum(len(part) for part in micro_batches[: turns.stop])
+                on_step(done, last_epoch * len(rows.labels))
                 if step % _LOOK == 0 or step == n_steps - 1:
                     _refuse_not_finite(float(loss_sum), epoch, step)
             check_gradients(never_moved)
@@ -199,7 +203,7 @@ def train(
             progress.history.append(entry)
             progress.epochs = epoch + 1
             is_over = progress.stopped or epoch + 1 == last_epoch
-            if is_over or epoch + 1 == first_epoch + phase.epochs:
+            if frozen is not None and (is_over or epoch + 1 == first_epoch + phase.epochs):
                 check_frozen(frozen, thawed.frozen_sha256(), f"what phase {plan.name_of(phase)} freezes")
             now = time.perf_counter()
             if checkpoint is not None and (is_over or now - last_save >= save_s / CHECKPOINT_SHARE):

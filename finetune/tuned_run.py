@@ -75,6 +75,7 @@ def fine_tune(
     fingerprint: str = "",
     resume: bool = False,
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> TunedRun:
     """Train, choose the epoch on validation, train again on train and validation, score test once.
 
@@ -86,14 +87,16 @@ def fine_tune(
         refit: whether the final model is trained from the start on train and validation, for as many epochs as were
             best; otherwise it is the one that was chosen.
         work: a folder for checkpoints.
-        fingerprint, resume, on_epoch: as in `finetune.training.train`; epochs of the second training have a phase that
-            begins with ``refit:``.
+        fingerprint, resume, on_epoch, on_step: as in `finetune.training.train`; epochs of the second training have a
+            phase that begins with ``refit:``, and steps are counted through both.
 
     Raises:
         UserError: as training does, or where an image changed.
     """
     moving = moving_state(staged, plan.trained, plan.batch_norm)
     start = {name: tensor.detach().clone() for name, tensor in moving.items()}
+    first, n_dev = plan.epochs * len(rows.train.labels), len(rows.train.labels) + len(rows.val.labels)
+    in_all = first + (plan.epochs * n_dev if refit else 0)
     chosen = train(
         staged,
         plan,
@@ -105,6 +108,7 @@ def fine_tune(
         fingerprint=fingerprint,
         resume=resume,
         on_epoch=on_epoch,
+        on_step=lambda done, _: on_step(done, in_all),
     )
     assert chosen.val_scores is not None
     refitted, fitted_on = None, rows.train
@@ -123,6 +127,7 @@ def fine_tune(
             fingerprint=fingerprint,
             resume=resume,
             on_epoch=lambda entry: on_epoch({**entry, "phase": _REFIT + entry["phase"]}),
+            on_step=lambda done, _: on_step(first + done, first + chosen.best_epoch * n_dev),
         )
     everything = len(staged.stages)
     forward = Forward(staged, cut=everything, source_cut=0, settings=settings, device=device)

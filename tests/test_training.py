@@ -418,3 +418,34 @@ def test_cached_maps_train_the_tail_to_the_same_bits(flags: dict[str, Any]) -> N
     quick(from_images, plan, rows=pictures(24))
     quick(from_maps, plan, rows=Cached(tiny(), 3, 24))
     assert_same(weights_of(from_maps), weights_of(from_images))
+
+
+def test_steps_are_told() -> None:
+    staged, told = tiny(), []
+    quick(
+        staged, plan_for(staged, epochs=2), n=20, accumulate=2, on_step=lambda done, total: told.append((done, total))
+    )
+    assert told == [(14, 40), (20, 40), (34, 40), (40, 40)]
+
+
+def test_validation_by_the_average_leaves_the_training_alone() -> None:
+    losses = []
+    for validation in (None, pictures(9, seed=1)):
+        staged = tiny()
+        done = quick(staged, plan_for(staged, unfreeze="all", epochs=3), ema=0.9, validation=validation)
+        losses.append([entry["train_loss"] for entry in done.history])
+    assert losses[0] == losses[1]
+
+
+def test_what_a_later_phase_thaws_may_not_move_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = tiny()
+    right = training.set_rates
+
+    def meddling(optimizer: torch.optim.Optimizer, factor: float) -> None:
+        right(optimizer, factor)
+        with torch.no_grad():
+            staged.model.get_parameter("layer2.0.weight").add_(1e-3)
+
+    monkeypatch.setattr(training, "set_rates", meddling)
+    with pytest.raises(FrozenError, match="what phase head freezes moved"):
+        quick(staged, plan_for(staged, progressive=True, epochs=5))
