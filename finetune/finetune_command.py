@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         new_finetune_parser(),
         lambda arguments, console: _tune(arguments, console, command),
         argv,
-        on_interrupt="finished epochs are kept: run the same command with --resume to go on",
+        on_interrupt="run the same command with --resume to go on from the last epoch that was kept",
     )
 
 

@@ -135,6 +135,7 @@ def train(
             thawed.set_modes()
             micro_batches = _shuffled(len(rows.labels), n_micro, seed=(settings.seed, epoch))
             stream = source.batches(micro_batches, augment=True)
+            n_seen = epoch * len(rows.labels)
             loss_sum = torch.zeros((), device=device)
             right = torch.zeros((), dtype=torch.int64, device=device)
             for step in range(n_steps):
@@ -166,8 +167,8 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 if average is not None:
                     average.update()
-                done = epoch * len(rows.labels) + sum(len(part) for part in micro_batches[: turns.stop])
-                on_step(done, last_epoch * len(rows.labels))
+                n_seen += n_images
+                on_step(n_seen, last_epoch * len(rows.labels))
                 if step % _LOOK == 0 or step == n_steps - 1:
                     _refuse_not_finite(float(loss_sum), epoch, step)
             check_gradients(never_moved)
