@@ -115,6 +115,19 @@ class StagedModel:
             return self.head
         return self._module(fx.Graph(), self._ends[cut - 1], None)
 
+    def part(self, start: int, stop: int | None) -> nn.Module:
+        """Stages ``start`` to ``stop`` - 1, counted from 0, as a module that shares the model's parameters.
+
+        Args:
+            start: 0 begins with the images, any other with the output of the stage before.
+            stop: None runs to the logits.
+        """
+        assert 0 <= start < (len(self.stages) + 1 if stop is None else self._checked(stop))
+        if self._graph is None:
+            return self.tail() if start else self.model if stop is None else self.trunk()
+        ends = [None, *self._ends]
+        return self._module(fx.Graph(), ends[start], None if stop is None else ends[stop])
+
     def _checked(self, cut: int | None) -> int:
         cut = len(self.stages) if cut is None else cut
         if not 1 <= cut <= len(self.stages):

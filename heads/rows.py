@@ -136,6 +136,7 @@ def load_rows(
     seed: int = 0,
     pool_maps: bool = False,
     views: str = "all",
+    rows_only: bool = False,
 ) -> Rows:
     """Choose rows of a cache, or of several whose features are put side by side, and settle the validation split.
 
@@ -153,6 +154,7 @@ def load_rows(
         seed: of the carving.
         pool_maps: whether maps are averaged over their positions.
         views: ``all``, or ``plain`` for only the plain one of caches with augmented views.
+        rows_only: whether features are of no interest: none are read here, and no notes are on them.
 
     Raises:
         UserError: fewer than two classes are left, a class has too few rows, a block is damaged (where features are
@@ -184,9 +186,11 @@ def load_rows(
             new_label[labels[name][kept]],
             tuple(ids[row] for row in own[0][kept].tolist()),
         )
-    notes = [*left_out(caches, matched), *told_features(caches, plain)]
+    notes = [*left_out(caches, matched), *([] if rows_only else told_features(caches, plain))]
     n_bytes = sum(part.features.n_bytes for part in parts.values())
-    if n_bytes <= KEPT_BYTES:
+    if rows_only:
+        pass
+    elif n_bytes <= KEPT_BYTES:
         parts = {name: replace(part, features=part.features.kept()) for name, part in parts.items()}
     else:
         notes.append(

@@ -17,6 +17,7 @@ from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
 from featcache.embedding import Embedding
+from finetune import finetune_command
 from heads import fit_head_command
 
 #: Flags that make embedding quick: a real backbone with random weights, on few and small images.
@@ -110,7 +111,12 @@ def run(
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs a command in an empty folder; gives its exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    mains = {"embed": embed_command.main, "fit-head": fit_head_command.main, "cache": cache_command.main}
+    mains = {
+        "embed": embed_command.main,
+        "fit-head": fit_head_command.main,
+        "finetune": finetune_command.main,
+        "cache": cache_command.main,
+    }
 
     def call(command: str, *arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -7,12 +7,9 @@ else than embed is ever run.
 from __future__ import annotations
 
 import argparse
-import io
 import os
-import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +17,10 @@ from featcache import embed_command
 from featcache.cache import Cache
 from featcache.command_line import Console
 from featcache.errors import CacheError, UserError
-from featcache.printable import printable
+from featcache.recorded_command import recorded_embed
 from featcache.upkeep.work_files import WorkFile, find_work_files, work_file
 
 _BY_HAND = "run the same bin/embed as before to go on"
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """The command line that a file in the making records, checked, and the folder that it was given in."""
-
-    argv: tuple[str, ...]
-    folder: Path
-    arguments: argparse.Namespace
-
-    def __str__(self) -> str:
-        return shlex.join(["embed", *self.argv])
 
 
 def resume(file: Path | None, cache_dir: Path, console: Console) -> dict[str, Any]:
@@ -87,7 +72,7 @@ def _chosen(file: Path | None, cache_dir: Path, console: Console) -> list[WorkFi
 
 def _go_on(partial: WorkFile, console: Console) -> dict[str, Any]:
     cache_dir = partial.path.parent.resolve()
-    recorded = _recorded(Cache.open_unsealed(partial.path), cache_dir)
+    recorded = recorded_embed(Cache.open_unsealed(partial.path), by_hand=_BY_HAND, more=("--cache-dir", str(cache_dir)))
     console.note(f"in {recorded.folder}: {recorded}")
     arguments = argparse.Namespace(**{**vars(recorded.arguments), "json": console.json_wanted})
     with _working_in(recorded.folder):
@@ -98,29 +83,6 @@ def _go_on(partial: WorkFile, console: Console) -> dict[str, Any]:
             "--older-than 0 removes what was begun"
         )
     return {"command": ["embed", *recorded.argv], "folder": str(recorded.folder), "result": result}
-
-
-def _recorded(cache: Cache, cache_dir: Path) -> _Recorded:
-    """Raises CacheError where nothing that can be run is recorded."""
-    command, folder = cache.provenance["command"], cache.provenance.get("working_folder")
-    if not command or not isinstance(folder, str):
-        raise CacheError(f"{cache.path}: does not say how it was asked for; {_BY_HAND}")
-    if not all(isinstance(word, str) and "\0" not in word for word in (*command, folder)) or command[0] != "embed":
-        raise CacheError(f"{cache.path}: records a command line that is no bin/embed; {_BY_HAND}")
-    full = (*command[1:], "--cache-dir", str(cache_dir))
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said), redirect_stdout(said):
-            arguments = embed_command.embed_parser().parse_args(full)
-    except SystemExit as error:
-        reason = printable(" ".join(said.getvalue().split())[:200])
-        raise CacheError(
-            f"{cache.path}: records a command line that bin/embed does not take ({reason}); {_BY_HAND}"
-        ) from error
-    recorded = _Recorded(full, Path(folder), arguments)
-    if not recorded.folder.is_absolute() or not recorded.folder.is_dir():
-        raise CacheError(f"{cache.path}: the folder {folder} that it was begun in is gone; run by hand: {recorded}")
-    return recorded
 
 
 @contextmanager

@@ -1,0 +1,40 @@
+"""A fine-tuned model and its record in; a run's folder out: run.json, predictions.npz, the weights, a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune.tuned_run import TunedRun
+from heads.runs import published
+
+#: The weights in a run's folder: a state dict that ``torch.load(weights_only=True)`` and ``bin/embed --weights`` read.
+MODEL_FILE = "model.pth"
+
+
+def publish(folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: nn.Module) -> None:
+    """Write a run's folder, whole or not at all.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    with published(folder) as temporary:
+        (temporary / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        np.savez(temporary / "predictions.npz", allow_pickle=False, **tuned.predictions)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        with (temporary / MODEL_FILE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if find_spec("matplotlib"):
+            from finetune.plots import draw_history
+
+            draw_history(tuned.history, best_epoch=tuned.chosen.best_epoch, path=temporary / "history.png")

@@ -1,0 +1,281 @@
+"""A model, a plan and rows in; the trained model out. The one loop of all plans, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  as everyone calls it
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featcache.errors import UserError
+from featcache.machine import full_fp32
+from featcache.stages import StagedModel
+from finetune.averaging import WeightAverage
+from finetune.checkpointing import Best, Progress, load_checkpoint, save_checkpoint
+from finetune.forward import Forward, scores_of
+from finetune.mixing import mixed
+from finetune.optimizers import make_optimizer, rates_of, set_rates
+from finetune.plans import Plan
+from finetune.rates import rate_factor
+from finetune.settings import Settings
+from finetune.sources import Labels, Source
+from finetune.thawing import check_frozen, check_gradients, frozen_sha256, moving_state, thaw
+
+#: Steps after which the loss is looked at: on a GPU that waits for all that was asked of it.
+_LOOK = 20
+#: The most that writing checkpoints may take of the time; where epochs are short, some are not kept.
+CHECKPOINT_SHARE = 0.1
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trained:
+    """What training came to; the model itself was trained in place, and has its best epoch's weights.
+
+    Attributes:
+        history: an entry an epoch: epoch (from 1), phase, train_loss and train_accuracy (of the batches as they were
+            trained on), val_loss and val_accuracy (None without validation), lr (the head's, at the epoch's end),
+            rates (every group's, likewise), seconds (validation included), images_per_s (in training).
+        best_epoch: how many epochs made the weights: those up to the best by validation, or all without validation.
+        val_scores: (N, n_classes) float32 logits of the validation rows by these weights, or None.
+        frozen_sha256: of all that never trains, before and after.
+        stopped_early: whether patience ran out.
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    val_scores: NDArray[np.float32] | None
+    frozen_sha256: dict[str, str]
+    stopped_early: bool
+
+
+def train(
+    staged: StagedModel,
+    plan: Plan,
+    rows: Source,
+    *,
+    settings: Settings,
+    validation: Source | None,
+    device: torch.device,
+    stop_after: int | None = None,
+    checkpoint: Path | None = None,
+    fingerprint: str = "",
+    resume: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Trained:
+    """Train a model as a plan says.
+
+    All that is random in a step follows from the seed, the epoch and the batch's number, and all else is in the
+    checkpoint of an epoch before; so a training that is gone on with ends with the bytes of one that never stopped.
+
+    Args:
+        staged: the model, its head made for the classes; trained in place.
+        plan: what trains when.
+        rows: to train on.
+        settings: how.
+        validation: rows that decide which epoch is the best, and whether to stop early; None trains to the end.
+        device: where to compute; the model is moved there.
+        stop_after: so many epochs of the plan's are gone through; the rates are as if all were.
+        checkpoint: a file to keep the state after an epoch in: after the first, the last, and others as
+            `CHECKPOINT_SHARE` allows.
+        fingerprint: of all that decides the result, so that no other training's checkpoint is gone on with.
+        resume: whether to go on from the checkpoint, where there is one.
+        on_epoch: called with each epoch's entry of the history.
+        on_step: called after each step with the images that were gone through, and with all that will be.
+
+    Raises:
+        UserError: the loss is not finite, or the checkpoint is damaged or another training's.
+        FrozenError: something that is frozen moved, or something that should train does not.
+    """
+    order = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model = staged.model.to(device, memory_format=order)  # type: ignore[call-overload]
+    optimizer = make_optimizer(staged, plan, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    moving = moving_state(staged, plan.trained, plan.batch_norm)
+    average = None
+    if settings.ema is not None:
+        trained = [name for name in moving if name in dict(model.named_parameters())]
+        average = WeightAverage({name: model.get_parameter(name) for name in trained}, settings.ema)
+    before = frozen_sha256(staged, plan.trained, plan.batch_norm)
+    progress = Progress()
+    if resume and checkpoint is not None and (loaded := load_checkpoint(checkpoint, fingerprint=fingerprint)):
+        progress, state = loaded
+        _copy_into(moving, state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        if average is not None:
+            average.load(state["average"])
+
+    n_micro, n_steps = settings.passes_per_epoch(len(rows.labels)), settings.steps_per_epoch(len(rows.labels))
+    last_epoch = plan.epochs if stop_after is None else stop_after
+    phase_number = -1
+    last_save, save_s = time.perf_counter(), 0.0
+    with _reproducible(settings, device):
+        for epoch in range(progress.epochs, progress.epochs if progress.stopped else last_epoch):
+            begun = time.perf_counter()
+            number, first_epoch = plan.phase_at(epoch)
+            phase = plan.phases[number]
+            if number != phase_number:  # a phase begins, or is gone on with
+                phase_number = number
+                thawed = thaw(staged, plan, phase)
+                thawed.check_optimized(optimizer)
+                never_moved = set(thawed.parameters)
+                frozen = None if phase.stages == plan.trained else thawed.frozen_sha256()  # the former is `before`
+                source = rows.serving(thawed.cut)
+                forward = Forward(staged, cut=thawed.cut, source_cut=source.cut, settings=settings, device=device)
+
+            thawed.set_modes()
+            micro_batches = _shuffled(len(rows.labels), n_micro, seed=(settings.seed, epoch))
+            stream = source.batches(micro_batches, augment=True)
+            n_seen = epoch * len(rows.labels)
+            loss_sum = torch.zeros((), device=device)
+            right = torch.zeros((), dtype=torch.int64, device=device)
+            for step in range(n_steps):
+                factor = phase.factor * rate_factor(
+                    (epoch - first_epoch) * n_steps + step,
+                    phase.epochs * n_steps,
+                    schedule=settings.schedule,
+                    rise=settings.rise,
+                )
+                set_rates(optimizer, factor)
+                turns = range(step * settings.accumulate, min((step + 1) * settings.accumulate, n_micro))
+                n_images = sum(len(micro_batches[i]) for i in turns)
+                for i in turns:
+                    _seed(settings.seed, epoch, i)
+                    inputs = next(stream)
+                    labels = torch.from_numpy(rows.labels[micro_batches[i]]).to(device)
+                    inputs, targets = mixed(inputs, labels, mix=settings.mix, n_classes=staged.head.out_features)
+                    logits = forward(inputs)
+                    loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing, reduction="sum")
+                    scaler.scale(loss / n_images).backward()  # type: ignore[no-untyped-call]
+                    loss_sum += loss.detach()
+                    right += (logits.detach().argmax(dim=1) == labels).sum()
+                never_moved &= thawed.without_gradient()
+                if settings.clip is not None:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(list(thawed.parameters.values()), settings.clip)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                if average is not None:
+                    average.update()
+                n_seen += n_images
+                on_step(n_seen, last_epoch * len(rows.labels))
+                if step % _LOOK == 0 or step == n_steps - 1:
+                    _refuse_not_finite(float(loss_sum), epoch, step)
+            check_gradients(never_moved)
+            seconds = time.perf_counter() - begun
+
+            entry = {
+                "epoch": epoch + 1,
+                "phase": plan.name_of(phase),
+                "train_loss": float(loss_sum) / len(rows.labels),
+                "train_accuracy": int(right) / len(rows.labels),
+                "val_loss": None,
+                "val_accuracy": None,
+                "lr": rates_of(optimizer)[plan.head],
+                "rates": {group: rates_of(optimizer)[group] for group in (*phase.stages, plan.head)},
+                "seconds": 0.0,
+                "images_per_s": round(len(rows.labels) / seconds, 1),
+            }
+            if validation is not None:
+                model.eval()
+                with average.in_place() if average is not None else nullcontext():
+                    seen = validation.serving(thawed.cut)
+                    through = forward
+                    if seen.cut != source.cut:
+                        through = Forward(staged, cut=thawed.cut, source_cut=seen.cut, settings=settings, device=device)
+                    scores = scores_of(through, seen, batch_size=settings.batch_size)
+                    found = _best(progress.best, epoch, scores, validation.labels, moving)
+                entry |= {"val_loss": found[0], "val_accuracy": found[1]}
+                progress.best = found[2]
+                is_last_phase = number == len(plan.phases) - 1
+                waited = epoch - max(progress.best.epoch, first_epoch)
+                progress.stopped = is_last_phase and settings.patience is not None and waited >= settings.patience
+            entry["seconds"] = round(time.perf_counter() - begun, 3)
+            progress.history.append(entry)
+            progress.epochs = epoch + 1
+            is_over = progress.stopped or epoch + 1 == last_epoch
+            if frozen is not None and (is_over or epoch + 1 == first_epoch + phase.epochs):
+                check_frozen(frozen, thawed.frozen_sha256(), f"what phase {plan.name_of(phase)} freezes")
+            now = time.perf_counter()
+            if checkpoint is not None and (is_over or now - last_save >= save_s / CHECKPOINT_SHARE):
+                state = {"weights": moving, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+                state |= {"average": average.state()} if average is not None else {}
+                save_checkpoint(checkpoint, progress, state, fingerprint=fingerprint)
+                last_save = time.perf_counter()
+                save_s = last_save - now
+            on_epoch(entry)
+            if is_over:
+                break
+
+    if progress.best is not None:
+        _copy_into(moving, progress.best.weights)
+    elif average is not None:
+        _copy_into(moving, average.average)
+    model.eval().requires_grad_(False)
+    after = frozen_sha256(staged, plan.trained, plan.batch_norm)
+    check_frozen(before, after, "what the plan freezes")
+    return Trained(
+        history=progress.history,
+        best_epoch=progress.best.epoch + 1 if progress.best is not None else progress.epochs,
+        val_scores=progress.best.scores if progress.best is not None else None,
+        frozen_sha256={"before": before, "after": after},
+        stopped_early=progress.stopped,
+    )
+
+
+def _shuffled(n_rows: int, n_parts: int, *, seed: tuple[int, int]) -> list[Labels]:
+    """All row numbers in a random order, in parts that differ by one row at most, so that none is a sliver."""
+    return np.array_split(np.random.default_rng(seed).permutation(n_rows), n_parts)
+
+
+def _seed(*numbers: int) -> None:
+    """Seed torch's generators, on all devices, by all of these numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _best(
+    best: Best | None, epoch: int, scores: NDArray[np.float32], labels: Labels, moving: Mapping[str, Tensor]
+) -> tuple[float, float, Best]:
+    """Loss and accuracy of an epoch, and which epoch is the best: by accuracy, of equals by loss, then the earliest."""
+    loss = float(F.cross_entropy(torch.from_numpy(scores).double(), torch.from_numpy(labels)))
+    accuracy = float((scores.argmax(axis=1) == labels).mean())
+    if best is not None and (accuracy, -loss) <= (best.val_accuracy, -best.val_loss):
+        return loss, accuracy, best
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in moving.items()}
+    return loss, accuracy, Best(epoch=epoch, val_accuracy=accuracy, val_loss=loss, scores=scores, weights=weights)
+
+
+@torch.no_grad()
+def _copy_into(moving: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        moving[name].copy_(tensor)
+
+
+def _refuse_not_finite(loss: float, epoch: int, step: int) -> None:
+    if not np.isfinite(loss):
+        raise UserError(
+            f"the loss is not finite by step {step + 1} of epoch {epoch + 1}: take a lower --lr, --clip 1, or fp32"
+        )
+
+
+@contextmanager
+def _reproducible(settings: Settings, device: torch.device) -> Iterator[None]:
+    """Choose algorithms that give the same bits again, and leave the caller's random numbers as they were."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), full_fp32() if settings.precision == "fp32" else nullcontext():
+            yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before

@@ -1,0 +1,237 @@
+"""A model, a plan and rows in; the model fine-tuned, its predictions and the record of the run out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache import layout
+from featcache.cache import Cache
+from featcache.machine import device_name, versions
+from featcache.stages import StagedModel
+from finetune.cached_rows import TuningRows
+from finetune.forward import Forward, scores_of
+from finetune.plans import Plan
+from finetune.settings import Settings
+from finetune.sources import Source
+from finetune.thawing import count_parameters, moving_state
+from finetune.training import Trained, train
+from heads.evidence.metrics import Metrics, evaluate
+from heads.rows import SplitRows
+from heads.runs import SCHEMA, created_now, peak_rss_mb
+
+#: Marks epochs of the second training, on train and validation.
+_REFIT = "refit:"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TunedRun:
+    """A finished fine-tuning; the model was trained in place.
+
+    Attributes:
+        plan, settings: how.
+        chosen: the training on train alone, whose best epoch validation chose.
+        refitted: the training on train and validation for as many epochs, or None.
+        metrics: ``train`` (of the final model on what it was trained on), ``val`` (of the chosen one, which never saw
+            it), ``test``.
+        predictions: ids, labels and scores of val and test, as in ``predictions.npz``.
+    """
+
+    plan: Plan
+    settings: Settings
+    chosen: Trained
+    refitted: Trained | None
+    metrics: dict[str, Metrics]
+    predictions: dict[str, NDArray[Any]]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The epochs of both trainings."""
+        again = [] if self.refitted is None else self.refitted.history
+        return [*self.chosen.history, *({**entry, "phase": _REFIT + entry["phase"]} for entry in again)]
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs."""
+        return float(sum(entry["seconds"] for entry in self.history))
+
+
+def fine_tune(
+    staged: StagedModel,
+    plan: Plan,
+    rows: TuningRows,
+    *,
+    settings: Settings,
+    device: torch.device,
+    refit: bool = True,
+    work: Path | None = None,
+    fingerprint: str = "",
+    resume: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> TunedRun:
+    """Train, choose the epoch on validation, train again on train and validation, score test once.
+
+    Args:
+        staged: the model with a head for the classes; trained in place.
+        plan, settings: what trains, and how.
+        rows: disjoint train, val and test.
+        device: where to compute.
+        refit: whether the final model is trained from the start on train and validation, for as many epochs as were
+            best; otherwise it is the one that was chosen.
+        work: a folder for checkpoints.
+        fingerprint, resume, on_epoch, on_step: as in `finetune.training.train`; epochs of the second training have a
+            phase that begins with ``refit:``, and steps are counted through both.
+
+    Raises:
+        UserError: as training does, or where an image changed.
+    """
+    moving = moving_state(staged, plan.trained, plan.batch_norm)
+    start = {name: tensor.detach().clone() for name, tensor in moving.items()}
+    first, n_dev = plan.epochs * len(rows.train.labels), len(rows.train.labels) + len(rows.val.labels)
+    in_all = first + (plan.epochs * n_dev if refit else 0)
+    chosen = train(
+        staged,
+        plan,
+        rows.train,
+        settings=settings,
+        validation=rows.val,
+        device=device,
+        checkpoint=work and work / "chosen.pt",
+        fingerprint=fingerprint,
+        resume=resume,
+        on_epoch=on_epoch,
+        on_step=lambda done, _: on_step(done, in_all),
+    )
+    assert chosen.val_scores is not None
+    refitted, fitted_on = None, rows.train
+    if refit:
+        staged.model.load_state_dict(start, strict=False)
+        fitted_on = rows.train.joined(rows.val)
+        refitted = train(
+            staged,
+            plan,
+            fitted_on,
+            settings=settings,
+            validation=None,
+            device=device,
+            stop_after=chosen.best_epoch,
+            checkpoint=work and work / "refitted.pt",
+            fingerprint=fingerprint,
+            resume=resume,
+            on_epoch=lambda entry: on_epoch({**entry, "phase": _REFIT + entry["phase"]}),
+            on_step=lambda done, _: on_step(first + done, first + chosen.best_epoch * n_dev),
+        )
+    everything = len(staged.stages)
+    forward = Forward(staged, cut=everything, source_cut=0, settings=settings, device=device)
+
+    def scored(source: Source) -> NDArray[np.float32]:
+        return scores_of(forward, source, batch_size=settings.batch_size)
+
+    n_classes = len(rows.rows.class_names)
+    test_scores = scored(rows.test)
+    metrics = {
+        "train": evaluate(scored(fitted_on), fitted_on.labels, n_classes, True, intervals=False),
+        "val": evaluate(chosen.val_scores, rows.val.labels, n_classes, True),
+        "test": evaluate(test_scores, rows.test.labels, n_classes, True),
+    }
+    return TunedRun(
+        plan=plan,
+        settings=settings,
+        chosen=chosen,
+        refitted=refitted,
+        metrics=metrics,
+        predictions={
+            **_predictions("val", rows.rows.val, chosen.val_scores),
+            **_predictions("test", rows.rows.test, test_scores),
+        },
+    )
+
+
+def run_record(
+    cache: Cache,
+    rows: TuningRows,
+    tuned: TunedRun,
+    staged: StagedModel,
+    *,
+    weights: dict[str, Any],
+    device: torch.device,
+    command: str,
+    notes: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The keys of ``run.json`` for a fine-tuned model: those of a head's.
+
+    Args:
+        cache: whose rows were trained on.
+        rows, tuned, staged: what was trained on, how it went, and the model.
+        weights: JSON of the weights that it began with, as `featcache.backbones.Backbone` tells them.
+        device, command: where, and what asked for it.
+        notes: sentences for the user on what was decided.
+    """
+    trainable, total = count_parameters(staged, tuned.plan.trained)
+    chosen, refitted = tuned.chosen, tuned.refitted
+    encoder = {**cache.encoder, "weights": {key: value for key, value in weights.items() if key != "name"}}
+    last = refitted or chosen
+    gpu = {"peak_gpu_mb": round(torch.cuda.max_memory_allocated(device) / 1e6, 1)} if device.type == "cuda" else {}
+    return {
+        "schema": SCHEMA,
+        "kind": "finetune",
+        "method": tuned.plan.method,
+        "command": command,
+        "created": created_now(),
+        "seed": tuned.settings.seed,
+        "dataset": {
+            "name": cache.dataset,
+            "fingerprint": rows.rows.fingerprint,
+            "class_names": list(rows.rows.class_names),
+            "n_train": len(rows.rows.train),
+            "n_val": len(rows.rows.val),
+            "n_test": len(rows.rows.test),
+            "chosen": rows.rows.chosen,
+        },
+        "encoder": encoder,
+        "encoder_fingerprint": layout.fingerprint(encoder),
+        "cache": {"file": cache.path.name, "fingerprint": cache.fingerprint, "weights": weights["name"]},
+        "source": "images",
+        "augment": tuned.settings.augment,
+        "params": {"epochs": chosen.best_epoch, **tuned.settings.to_json()},
+        "plan": tuned.plan.to_json(),
+        "selection": {
+            "candidates": [
+                {"params": {"epochs": entry["epoch"]}, **{key: entry[key] for key in ("val_accuracy", "val_loss")}}
+                for entry in chosen.history
+            ],
+            "how": f"epoch {chosen.best_epoch} of {len(chosen.history)}: the highest accuracy on "
+            f"{len(rows.rows.val):,} validation rows, of equals the lowest loss",
+            "refit": refitted is not None,
+            "at_grid_edge": ["epochs"] if chosen.best_epoch == tuned.plan.epochs else [],
+        },
+        "converged": None,
+        "notes": [*rows.rows.notes, *notes],
+        "trainable_params": trainable,
+        "total_params": total,
+        "frozen_sha256": last.frozen_sha256,
+        "metrics": {split: metrics.to_json() for split, metrics in tuned.metrics.items()},
+        "cost": {
+            "embed_s": 0.0,
+            "fit_s": round(tuned.seconds, 3),
+            "epoch_s": round(median(entry["seconds"] for entry in chosen.history), 3),
+            "peak_rss_mb": peak_rss_mb(),
+            "device": str(device),
+            "device_name": device_name(device),
+            **gpu,
+        },
+        "history": tuned.history,
+        "environment": versions(),
+    }
+
+
+def _predictions(split: str, rows: SplitRows, scores: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    return {f"{split}_ids": np.array(rows.ids), f"{split}_labels": rows.labels, f"{split}_scores": scores}

@@ -1,0 +1,451 @@
+"""The one loop: what it trains and what it leaves alone, against a plain loop of torch's, and after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from tuning import pictures, plan_for, quick, tiny, weights_of
+
+from featcache.errors import UserError
+from featcache.stages import StagedModel
+from finetune import training
+from finetune.plans import Plan
+from finetune.rates import rate_factor
+from finetune.thawing import FrozenError, Thawed, moving_state
+
+ALL_RANDOM = {
+    "optimizer": "adamw",
+    "ema": 0.9,
+    "mix": "mixup",
+    "label_smoothing": 0.1,
+    "clip": 1.0,
+    "accumulate": 2,
+    "batch_size": 5,
+}
+
+
+def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def changed(staged: StagedModel, before: Mapping[str, Tensor]) -> set[str]:
+    """The stages, and the head, of which some parameter moved."""
+    moved = {name for name, tensor in staged.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    stages = {stage.name for stage in staged.stages if moved & set(stage.parameters)}
+    return stages | ({"head"} if any(name.startswith(staged.head_name) for name in moved) else set())
+
+
+def plain_loop(staged: StagedModel, plan: Plan, *, n: int, batch_size: int) -> dict[str, Tensor]:
+    """SGD with momentum 0.9 at constant rates, written out by hand: one velocity a parameter, kept over phases."""
+    model, rows = staged.model.eval(), pictures(n)
+    velocity: dict[str, Tensor] = {}
+    for epoch in range(plan.epochs):
+        number, _ = plan.phase_at(epoch)
+        phase = plan.phases[number]
+        rate = {name: plan.rates[s.name] for s in staged.stages for name in s.parameters if s.name in phase.stages}
+        rate |= {f"{staged.head_name}.{name}": plan.rates[plan.head] for name in ("weight", "bias")}
+        order = np.random.default_rng((0, epoch)).permutation(n)
+        for numbers in np.array_split(order, -(-n // batch_size)):
+            parameters = {name: model.get_parameter(name).requires_grad_() for name in rate}
+            loss = F.cross_entropy(model(rows.inputs[numbers]), torch.from_numpy(rows.labels[numbers]))
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            with torch.no_grad():
+                for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                    velocity[name] = 0.9 * velocity.get(name, torch.zeros_like(gradient)) + gradient
+                    parameter -= rate[name] * phase.factor * velocity[name]
+    model.requires_grad_(False)
+    return weights_of(staged)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"unfreeze": "last:2"},
+        {"freeze": "early", "lr_per_stage": {"stem": 0.05, "layer3": 0.003}},
+        {"lr_decay": 3.0, "lr": 0.05},
+        {"progressive": True, "epochs": 7, "lr_decay": 2.0, "lr": 0.05},
+    ],
+    ids=str,
+)
+def test_it_trains_as_a_plain_loop_does(flags: dict[str, Any]) -> None:
+    """Newly thawed parameters move from their first step on, at their own rate, and the others keep their momentum."""
+    ours, theirs = tiny(dropout=0.0), tiny(dropout=0.0)
+    plan = plan_for(ours, **flags)
+    quick(ours, plan, n=20, optimizer="sgd", weight_decay=0.0, schedule="constant", warmup=0.0, validation=None)
+    expected = plain_loop(theirs, plan, n=20, batch_size=8)
+    for name, tensor in weights_of(ours).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+@pytest.mark.parametrize(
+    ("flags", "trained"),
+    [
+        ({}, {"head"}),
+        ({"unfreeze": "layer3"}, {"layer3", "head"}),
+        ({"freeze": "middle"}, {"stem", "layer2", "layer3", "head"}),
+        ({"unfreeze": "all"}, {"stem", "layer1", "layer2", "layer3", "head"}),
+    ],
+    ids=str,
+)
+def test_what_is_frozen_stands_still(flags: dict[str, Any], trained: set[str], batch_norm: str) -> None:
+    staged = tiny()
+    before = weights_of(staged)
+    plan = plan_for(staged, batch_norm=batch_norm, **flags)
+    done = quick(staged, plan, validation=None)
+    assert changed(staged, before) == trained
+    moving = moving_state(staged, plan.trained, plan.batch_norm)
+    for name, tensor in weights_of(staged).items():
+        if "running" in name or "num_batches" in name:
+            in_train_mode = name in moving
+            assert in_train_mode == (batch_norm == "train" and _stage(staged, name) in trained)
+            assert torch.equal(tensor, before[name]) != in_train_mode, name
+    assert done.frozen_sha256["before"] == done.frozen_sha256["after"]
+
+
+def _stage(staged: StagedModel, buffer: str) -> str:
+    return next(s.name for s in staged.stages if any(buffer.startswith(f"{m}.") for m in s.modules))
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+def test_frozen_stages_run_in_eval_mode(batch_norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither BatchNorm nor dropout of a frozen stage may be in train mode in any forward pass."""
+    staged = tiny()
+    modes: dict[str, set[bool]] = {}
+    for name, module in staged.model.named_modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.Dropout)):
+            module.register_forward_hook(lambda m, _i, _o, name=name: modes.setdefault(name, set()).add(m.training))
+    quick(staged, plan_for(staged, unfreeze="layer2,layer3", batch_norm=batch_norm), validation=None)
+    for name, seen in modes.items():
+        thawed = name.startswith(("layer2", "layer3"))
+        assert seen == {thawed and (batch_norm == "train" or name.endswith(".3"))}, name
+
+
+def test_a_frozen_stage_in_train_mode_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = tiny()
+    monkeypatch.setattr(Thawed, "set_modes", lambda self: self.staged.model.train())
+    with pytest.raises(FrozenError, match="moved: SHA-256"):
+        quick(staged, plan_for(staged, unfreeze="layer3"))
+
+
+def test_a_thawed_stage_outside_the_optimizer_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = tiny()
+    right = training.make_optimizer
+
+    def only_the_first_phase(staged: StagedModel, plan: Plan, settings: Any) -> torch.optim.Optimizer:
+        optimizer = right(staged, plan, settings)
+        optimizer.param_groups = [g for g in optimizer.param_groups if g["name"] == plan.head]
+        return optimizer
+
+    monkeypatch.setattr(training, "make_optimizer", only_the_first_phase)
+    with pytest.raises(FrozenError, match=r"layer3.*the optimizer does not hold them"):
+        quick(staged, plan_for(staged, progressive=True, epochs=5))
+
+
+class HalfUsed(nn.Module):
+    """A block with a parameter that its output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.unused = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images).mean((2, 3))
+
+
+class HalfUsedModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = HalfUsed(), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.body(images))
+
+
+def test_a_parameter_that_never_had_a_gradient_fails_the_run() -> None:
+    staged = StagedModel(HalfUsedModel().requires_grad_(False), torch.zeros(1, 3, 16, 16))
+    with pytest.raises(FrozenError, match="never had a gradient"):
+        quick(staged, plan_for(staged, unfreeze="all"))
+
+
+def test_stages_below_the_lowest_thawed_one_keep_nothing_for_the_gradient() -> None:
+    """No graph leads into a frozen leading stage, and none of its maps is kept; so each frozen stage saves time."""
+    n_kept = []
+    for flags in ({}, {"unfreeze": "last:1"}, {"unfreeze": "last:3"}, {"unfreeze": "all"}):
+        staged = tiny()
+        plan = plan_for(staged, epochs=1, **flags)
+        with_graph: set[str] = set()
+
+        def note(_module: nn.Module, _inputs: object, output: Tensor, name: str, seen: set[str]) -> None:
+            if output.requires_grad:
+                seen.add(name)
+
+        for stage in staged.stages:
+            module = staged.model.get_submodule(stage.modules[0])
+            module.register_forward_hook(partial(note, name=stage.name, seen=with_graph))
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda t: t
+        ):
+            quick(staged, plan, validation=None)
+        assert with_graph == set(plan.trained)
+        assert any(tensor.ndim == 4 for tensor in kept) == bool(plan.trained)
+        n_kept.append(len(kept))
+    assert n_kept == sorted(set(n_kept))
+
+
+class Stop(Exception):
+    """Raised in the middle of the work."""
+
+
+def stop_at(epoch: int) -> Any:
+    def on_epoch(entry: dict[str, Any]) -> None:
+        if entry["epoch"] == epoch:
+            raise Stop
+
+    return on_epoch
+
+
+@pytest.fixture(autouse=True)
+def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes."""
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
+
+
+def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if k not in ("seconds", "images_per_s")} for entry in history]
+
+
+@pytest.mark.parametrize("given", [ALL_RANDOM, {"optimizer": "sgd"}], ids=["adamw", "sgd"])
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, given: dict[str, Any]) -> None:
+    """Before, at and after every thaw: weights, statistics, history and choice are those of a training in one go."""
+    flags = {"progressive": True, "phase_epochs": [2, 1, 1, 1, 2], "epochs": None, "batch_norm": "train"}
+    whole = tiny()
+    plan = plan_for(whole, **flags)
+    expected = quick(whole, plan, **given)
+    for epoch in range(1, plan.epochs + 1):
+        first, second = tiny(), tiny()
+        where = {"checkpoint": tmp_path / f"{epoch}.pt", "fingerprint": "this"}
+        with pytest.raises(Stop):
+            quick(first, plan, on_epoch=stop_at(epoch), **where, **given)
+        done = quick(second, plan, resume=True, **where, **given)
+        assert_same(weights_of(second), weights_of(whole))
+        assert timeless(done.history) == timeless(expected.history)
+        assert done.best_epoch == expected.best_epoch
+        np.testing.assert_array_equal(done.val_scores, expected.val_scores)
+
+
+def test_several_interruptions_and_none_at_all(tmp_path: Path) -> None:
+    whole, torn = tiny(), tiny()
+    plan = plan_for(whole, progressive=True, epochs=6)
+    quick(whole, plan)
+    for epoch in (1, 2, 4):
+        torn = tiny()
+        with pytest.raises(Stop):
+            quick(torn, plan, on_epoch=stop_at(epoch), checkpoint=tmp_path / "c.pt", resume=True)
+    torn = tiny()
+    quick(torn, plan, checkpoint=tmp_path / "c.pt", resume=True)
+    assert_same(weights_of(torn), weights_of(whole))
+    again = tiny()
+    done = quick(again, plan, checkpoint=tmp_path / "c.pt", resume=True)  # nothing is left to do
+    assert_same(weights_of(again), weights_of(whole))
+    assert len(done.history) == 6
+
+
+def test_checkpoints_of_other_trainings_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    staged, path = tiny(), tmp_path / "c.pt"
+    plan = plan_for(staged)
+    quick(staged, plan, checkpoint=path, fingerprint="one")
+    assert [each.name for each in tmp_path.iterdir()] == ["c.pt"]
+    with pytest.raises(UserError, match="of other settings"):
+        quick(tiny(), plan, checkpoint=path, fingerprint="two", resume=True)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        quick(tiny(), plan, checkpoint=path, fingerprint="one", resume=True)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        quick(tiny(), plan, checkpoint=path, fingerprint="one", resume=True)
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_callers_alone() -> None:
+    results = []
+    for seed in (0, 0, 1):
+        staged = tiny()
+        torch.manual_seed(len(results))
+        state = torch.get_rng_state()
+        quick(staged, plan_for(staged, unfreeze="all", batch_norm="train"), seed=seed, **ALL_RANDOM)
+        assert torch.equal(torch.get_rng_state(), state)
+        results.append(weights_of(staged))
+    assert_same(results[0], results[1])
+    assert not torch.equal(results[0]["conv1.0.weight"], results[2]["conv1.0.weight"])
+
+
+def test_the_history_tells_each_groups_rate() -> None:
+    staged = tiny()
+    plan = plan_for(staged, progressive=True, phase_epochs=[2], epochs=None, lr_decay=3.0)
+    for schedule in ("cosine", "one-cycle", "step", "constant"):
+        done = quick(staged, plan, schedule=schedule)
+        for entry in done.history:
+            number, first = plan.phase_at(entry["epoch"] - 1)
+            phase = plan.phases[number]
+            last_step = (entry["epoch"] - first) * 3 - 1
+            rise = 0.3 if schedule == "one-cycle" else 0.05
+            factor = rate_factor(last_step, phase.epochs * 3, schedule=schedule, rise=rise) * phase.factor
+            expected = {group: plan.rates[group] * factor for group in (*phase.stages, "fc")}
+            assert entry["rates"] == pytest.approx(expected)
+            assert entry["lr"] == entry["rates"]["fc"]
+
+
+def test_the_best_epoch_is_kept() -> None:
+    staged = tiny()
+    seen: list[dict[str, Tensor]] = []
+    done = quick(
+        staged, plan_for(staged, unfreeze="all", epochs=6, lr=0.3), on_epoch=lambda _: seen.append(weights_of(staged))
+    )
+    by_score = [(entry["val_accuracy"], -entry["val_loss"]) for entry in done.history]
+    assert done.best_epoch == by_score.index(max(by_score)) + 1
+    assert_same(weights_of(staged), seen[done.best_epoch - 1])
+    validation = pictures(9, seed=1)
+    with torch.no_grad():
+        logits = staged.model(validation.inputs).numpy()
+    np.testing.assert_allclose(done.val_scores, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_patience_ends_the_last_phase_alone() -> None:
+    staged = tiny()
+    still = {"lr": 1e-12, "lr_decay": None}  # nothing improves, so that the first epoch stays the best
+    done = quick(
+        staged, plan_for(staged, unfreeze="all", epochs=9, **still), patience=2, schedule="constant", optimizer="sgd"
+    )
+    assert (done.stopped_early, done.best_epoch, len(done.history)) == (True, 1, 3)
+    plan = plan_for(staged, progressive=True, phase_epochs=[3, 3, 3, 3, 6], epochs=None, **still)
+    done = quick(staged, plan, patience=2, schedule="constant", optimizer="sgd")
+    assert (done.stopped_early, len(done.history)) == (True, 15)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
+    """Dropout is drawn alike, and BatchNorm's statistics move once."""
+    results = []
+    for checkpointing in (False, True):
+        staged = tiny()
+        quick(staged, plan_for(staged, unfreeze="last:3", batch_norm="train"), checkpointing=checkpointing)
+        results.append(weights_of(staged))
+    assert_same(results[0], results[1])
+
+
+def test_accumulated_gradients_are_those_of_a_larger_batch() -> None:
+    results = []
+    for batch_size, accumulate in ((8, 1), (4, 2), (2, 4)):
+        staged = tiny(dropout=0.0)
+        quick(staged, plan_for(staged, unfreeze="all"), optimizer="sgd", batch_size=batch_size, accumulate=accumulate)
+        results.append(weights_of(staged))
+    for other in results[1:]:
+        for name, tensor in results[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_of_the_weights_is_what_is_kept() -> None:
+    staged = tiny(dropout=0.0)
+    plan = plan_for(staged, epochs=3)
+    seen: list[Tensor] = []
+    quick(
+        staged, plan, ema=0.5, validation=None, batch_size=24, on_epoch=lambda _: seen.append(staged.head.bias.clone())
+    )
+    average = tiny().head.bias
+    for step, bias in enumerate(seen, start=1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * bias
+    torch.testing.assert_close(staged.head.bias, average)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_too(precision: str) -> None:
+    staged = tiny()
+    done = quick(staged, plan_for(staged, unfreeze="last:2", epochs=3), precision=precision, clip=1.0)
+    assert all(np.isfinite(entry["train_loss"]) for entry in done.history)
+    assert all(tensor.isfinite().all() for tensor in weights_of(staged).values())
+    assert staged.head.weight.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    staged = tiny()
+    with pytest.raises(UserError, match="the loss is not finite by step"):
+        quick(staged, plan_for(staged, unfreeze="all", epochs=30, lr=1e30), optimizer="sgd")
+
+
+def test_memory_order_changes_values_in_the_last_bits_only() -> None:
+    results = []
+    for channels_last in (True, False):
+        staged = tiny(dropout=0.0)
+        quick(staged, plan_for(staged, unfreeze="all"), channels_last=channels_last)
+        results.append(weights_of(staged))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+class Cached:
+    """A source that has run the frozen stages already, where a phase allows it; else the images."""
+
+    def __init__(self, staged: StagedModel, cut: int, n: int) -> None:
+        self.images, self.cut = pictures(n), cut
+        self.labels = self.images.labels
+        with torch.no_grad():
+            self.maps = staged.trunk(cut)(self.images.inputs)
+
+    def serving(self, cut: int) -> Any:
+        return self if cut >= self.cut else self.images
+
+    def batches(self, rows: Any, *, augment: bool) -> Iterator[Tensor]:
+        for numbers in rows:
+            yield self.maps[torch.from_numpy(numbers)]
+
+
+@pytest.mark.parametrize("flags", [{"unfreeze": "last:1"}, {"progressive": True, "epochs": 5}], ids=str)
+def test_cached_maps_train_the_tail_to_the_same_bits(flags: dict[str, Any]) -> None:
+    from_images, from_maps = tiny(dropout=0.0), tiny(dropout=0.0)
+    plan = plan_for(from_images, **flags)
+    quick(from_images, plan, rows=pictures(24))
+    quick(from_maps, plan, rows=Cached(tiny(), 3, 24))
+    assert_same(weights_of(from_maps), weights_of(from_images))
+
+
+def test_steps_are_told() -> None:
+    staged, told = tiny(), []
+    quick(
+        staged, plan_for(staged, epochs=2), n=20, accumulate=2, on_step=lambda done, total: told.append((done, total))
+    )
+    assert told == [(14, 40), (20, 40), (34, 40), (40, 40)]
+
+
+def test_validation_by_the_average_leaves_the_training_alone() -> None:
+    losses = []
+    for validation in (None, pictures(9, seed=1)):
+        staged = tiny()
+        done = quick(staged, plan_for(staged, unfreeze="all", epochs=3), ema=0.9, validation=validation)
+        losses.append([entry["train_loss"] for entry in done.history])
+    assert losses[0] == losses[1]
+
+
+def test_what_a_later_phase_thaws_may_not_move_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = tiny()
+    right = training.set_rates
+
+    def meddling(optimizer: torch.optim.Optimizer, factor: float) -> None:
+        right(optimizer, factor)
+        with torch.no_grad():
+            staged.model.get_parameter("layer2.0.weight").add_(1e-3)
+
+    monkeypatch.setattr(training, "set_rates", meddling)
+    with pytest.raises(FrozenError, match="what phase head freezes moved"):
+        quick(staged, plan_for(staged, progressive=True, epochs=5))

@@ -1,0 +1,53 @@
+"""Every plan on real architectures with random weights: a few steps on a few small images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tuning import pictures, plan_for, quick, torchvision_model
+
+from featcache.stages import StagedModel
+from finetune.thawing import count_parameters
+
+SIDES = {"resnet18": 32, "resnet50": 32, "alexnet": 63, "vgg16": 32}
+PLANS: dict[str, dict[str, Any]] = {
+    "head": {},
+    "partial": {"unfreeze": "last:2"},
+    "full": {"unfreeze": "all"},
+    "early": {"freeze": "early"},
+    "middle": {"freeze": "middle"},
+    "progressive": {"progressive": True, "unfreeze": "last:2"},
+    "discriminative": {"lr_decay": 3.0},
+    "scratch": {"from_scratch": True},
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, StagedModel]:
+    return {}
+
+
+@pytest.mark.parametrize("plan_name", PLANS)
+@pytest.mark.parametrize("name", SIDES)
+def test_every_plan_trains_every_family(name: str, plan_name: str, models: dict[str, StagedModel]) -> None:
+    if name not in models:
+        models.clear()  # one at a time: VGG-16 takes half a GB
+        models[name] = torchvision_model(name, SIDES[name])
+    staged = models[name]
+    flags = {"epochs": 3 if "progressive" in PLANS[plan_name] else 1, "lr": 1e-3, **PLANS[plan_name]}
+    plan = plan_for(staged, **flags)
+    side = SIDES[name]
+    validation = pictures(3, side=side, seed=1) if name.startswith("resnet") else None  # no copies of large weights
+    done = quick(staged, plan, rows=pictures(6, side=side), validation=validation, batch_size=3, optimizer="sgd")
+    assert len(done.history) == plan.epochs
+    assert done.frozen_sha256["before"] == done.frozen_sha256["after"]
+    assert all(torch.isfinite(p).all() for p in staged.head.parameters())
+
+
+def test_parameter_counts_are_those_of_the_books() -> None:
+    staged = torchvision_model("resnet18", 32, n_classes=10)
+    assert count_parameters(staged, ()) == (5_130, 11_181_642)
+    assert count_parameters(staged, ("layer4",)) == (8_398_858, 11_181_642)
+    assert count_parameters(staged, tuple(s.name for s in staged.stages)) == (11_181_642, 11_181_642)
