@@ -116,7 +116,9 @@ def inverse_hessian(objective: SoftmaxObjective, points: Doubles, penalty: float
     p = _probabilities(z, points, objective.n_classes)[:, objective.n_classes - R :]
     if R * (n_features + 1) ** 2 * 4 <= BLOCK_BYTES:
         n = _n_learned(objective)
-        return BlockHessian(tuple(_block(z, own * (1 - own) * omega, n, penalty) for own in p.T), R > 1)
+        different = p.T if points.any() else p.T[:1]  # from nothing, all classes bend alike
+        blocks = tuple(_block(z, own * (1 - own) * omega, n, penalty) for own in different)
+        return BlockHessian(blocks * (R // len(blocks)), R > 1)
     classes = np.diag(omega @ p) - (p * omega[:, None]).T @ p
     class_values, class_vectors = np.linalg.eigh(classes)
     class_values = np.maximum(class_values, 1e-3 * max(class_values[-1], 1e-30))

@@ -20,6 +20,7 @@ _SETTLED = 20  # steps of conjugate gradients, above which the first Hessian is 
 _HARD = 50  # steps, above which it is always learned anew
 _MOST = 80  # of them for one Newton step
 _LOOSEST, _CLOSER = 0.25, 10.0  # share of the squared residual that a Newton step may leave, and that by its gap
+_MARGIN = 3.0  # between a gap as the first Hessian has it, corrected as in the step before, and the true one
 _HALVINGS = 12
 _ENOUGH = 1e-4  # share of the linear decrease that a step must keep (Armijo)
 _NOISE = 2e-8  # of the loss: what float32 sums do not resolve
@@ -85,6 +86,7 @@ class _Newton:
         self.points = np.zeros((len(self.everyone), objective.n_rows, objective.n_features + 1))
         first = view.evaluate(objective, self.points, self.everyone)
         self.losses, self.gradients = first.loss, first.gradient  # without penalties
+        self.ratios = np.full(len(self.everyone), np.inf)  # of gaps to what the first Hessian took them for
         self.n_passes = 1
         self.hessian: InverseHessian | None = None
         self.patience = min(max(_SETTLED, worth(objective)), _HARD)
@@ -100,10 +102,17 @@ class _Newton:
                 self.hessian = self.view.hessian(self.objective, self.points, penalties)
             gradients = self.gradients[active].copy()
             gradients[:, :, :-1] += penalty * self.points[active, :, :-1]
+            near = self._near(active, gradients, penalties, self.hessian)
+            likely = _MARGIN * self.ratios[active] * near
+            gaps[active] = np.where(likely <= tol, likely, gaps[active])
+            if (likely <= tol).any():
+                active = active[likely > tol]
+                continue
             steps, n_inner = self._solve(active, gradients, penalty, self.hessian, _forcing(gaps[active], tol))
             slopes = (gradients * steps).sum(axis=(1, 2))
             values = self._values(self.losses[active], self.points[active], penalties[active])
             gaps[active] = -0.5 * slopes / np.maximum(np.abs(values), 1e-30)
+            self.ratios[active] = np.maximum(gaps[active] / near, 1.0)
             stuck = self._search(active, steps, slopes, values, penalties)
             if stuck and not fresh:  # what was learned elsewhere may be what misleads
                 self.hessian, stuck = None, set()
@@ -128,6 +137,14 @@ class _Newton:
             n_passes=n_passes,
             messages=tuple(messages),
         )
+
+    def _near(
+        self, active: NDArray[np.int64], gradients: Doubles, penalties: Doubles, hessian: InverseHessian
+    ) -> Doubles:
+        """Relative gaps (n,) as the first Hessian has them, which costs no pass."""
+        turned = np.stack([hessian.solve(g, float(penalties[i])) for g, i in zip(gradients, active, strict=True)])
+        values = self._values(self.losses[active], self.points[active], penalties[active])
+        return np.maximum(0.5 * (gradients * turned).sum(axis=(1, 2)) / np.maximum(np.abs(values), 1e-30), 1e-300)
 
     def _values(self, losses: Doubles, points: Doubles, penalties: Doubles) -> Doubles:
         return losses + 0.5 * penalties * (points[:, :, :-1] ** 2).sum(axis=(1, 2))
