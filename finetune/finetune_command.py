@@ -19,16 +19,15 @@ from finetune.asked_command import (
     rows_of,
     settings_of,
 )
+from finetune.trunk_command import trunk_cached, trunk_choice_of
 
 if TYPE_CHECKING:
     import torch
 
     from featcache.backbones import Backbone
     from featcache.cache import Cache
-    from finetune.cached_rows import TuningRows
     from finetune.plans import Plan
     from finetune.settings import Settings
-    from finetune.trunk_cache import TrunkCached
     from finetune.trunk_choice import TrunkChoice, TrunkOption
     from heads.rows import Rows
 
@@ -52,8 +51,7 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     from featcache.machine import choose_device, device_name, keep_freed_memory
     from finetune.cached_rows import backbone_of
     from finetune.new_head import replace_head, set_head
-    from finetune.trunk_choice import choose_trunk
-    from finetune.unfinished import fingerprint_of, is_unfinished
+    from finetune.unfinished import fingerprint_of
 
     keep_freed_memory()
     device = choose_device(arguments.device)
@@ -78,19 +76,8 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
         trunk = None if option is None else option.to_json()
         return fingerprint_of(cache, rows, backbone, plan, settings, device=device, refit=refit, trunk=trunk)
 
-    choice = choose_trunk(
-        arguments.trunk_cache,
-        cache=cache,
-        folder=arguments.cache_dir,
-        backbone=backbone,
-        plan=plan,
-        settings=settings,
-        rows=rows,
-        views=arguments.views,
-        storage=arguments.storage,
-        device=device,
-        refit=refit,
-        began=lambda option: arguments.resume and is_unfinished(arguments.runs_dir, fingerprint(option)),
+    choice = trunk_choice_of(
+        arguments, cache, rows, backbone, plan, settings, device, refit=refit, fingerprint=fingerprint
     )
     console.note(choice.why)
     if arguments.dry_run:
@@ -141,7 +128,7 @@ def _train(
         console.note(f"  {told}")
     try:
         if option is not None:
-            trunk = _trunk_cached(arguments, console, command, cache, backbone, settings, device, option, tuning)
+            trunk = trunk_cached(arguments, console, command, option, cache, tuning, backbone, settings, device)
         if option is not None and trunk is None:
             option = None
             notes[1] = "trunk cache off: it could not be made"
@@ -187,41 +174,6 @@ def _train(
         console.note("  WARNING: the last epoch was the best: more --epochs may do better")
     console.table(*metrics_table([record]))
     return record
-
-
-def _trunk_cached(
-    arguments: argparse.Namespace,
-    console: Console,
-    command: str,
-    cache: Cache,
-    backbone: Backbone,
-    settings: Settings,
-    device: torch.device,
-    option: TrunkOption,
-    rows: TuningRows,
-) -> TrunkCached | None:
-    """The rows with the maps of their frozen stages; None where they can't be had and were not asked for."""
-    from finetune.trunk_cache import with_trunk_cache
-
-    try:
-        with console.progress("running frozen stages", "images") as progress:
-            return with_trunk_cache(
-                option,
-                cache=cache,
-                folder=arguments.cache_dir,
-                backbone=backbone,
-                rows=rows,
-                settings=settings,
-                device=device,
-                command=shlex.split(command),
-                on_progress=progress,
-                on_note=console.note,
-            )
-    except UserError as error:
-        if arguments.trunk_cache == "on" or arguments.views:
-            raise
-        console.note(f"trunk cache off after all: {error}")
-        return None
 
 
 def _tell_rows(console: Console, cache: Cache, rows: Rows, backbone: Backbone) -> None:

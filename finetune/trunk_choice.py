@@ -95,7 +95,8 @@ def choose_trunk(
         cache: that the rows were chosen from.
         folder: of the caches.
         backbone, plan, settings, rows: what is to be trained, and on what.
-        views: augmented views an image that are to stand for augmentation; 0 asks for none.
+        views: augmented views an image that are to stand for augmentation; with 0, those of a cache that is there do
+            where ``on`` is asked for.
         storage: ``float16`` or ``float32``; None takes what is there, and float16 where nothing is.
         device: where to compute.
         refit: whether a second training follows.
@@ -104,18 +105,18 @@ def choose_trunk(
     Raises:
         UsageError: ``on``, or views, where it cannot be; or views with ``off``.
     """
-    staged = backbone.staged
     if asked == "off":
         if views:
             raise UsageError(f"--views {views} and --trunk-cache off exclude one another: views are had from a cache")
         return TrunkChoice(option=None, why="trunk cache off")
-    stages = [stage.name for stage in staged.stages]
     frozen = sorted({plan.cut(phase) for phase in plan.phases} - {0})
     reason = _no_way(plan, settings, frozen, backbone)
+    changes_pixels = settings.augment != "none" and not views
+    if changes_pixels and asked == "auto" and not reason:  # views that happen to be there were not asked for
+        reason = _told_augment(settings)
     options: list[TrunkOption] = []
     if not reason:
         augmentation = Augmentation(views=views, seed=settings.seed) if views else None
-        changes_pixels = settings.augment != "none"
         there = matching_caches(
             cache,
             folder,
@@ -126,38 +127,29 @@ def choose_trunk(
             augmentation=augmentation,
             needs_views=changes_pixels,
         )
-        at = [stages.index(found.encoder["cut"]) + 1 for found in there]
-        cuts = frozen if augmentation or not changes_pixels else []
-        costs = trunk_costs(
-            staged, [*frozen, *at], side=backbone.preprocessing.image_size, settings=settings, device=device
-        )
-        weigh = _Weighing(cache=cache, plan=plan, rows=rows, refit=refit, costs=costs)
-        wanted = None if augmentation is None else 1 + augmentation.views
-        for found, cut in zip(there, at, strict=True):
+        ends = [backbone.staged.cut_after(found.encoder["cut"]) for found in there]
+        side = backbone.preprocessing.image_size
+        costs = trunk_costs(backbone.staged, [*frozen, *ends], side=side, settings=settings, device=device)
+        weigh = _Weighing(backbone=backbone, plan=plan, rows=rows, refit=refit, costs=costs)
+        for found, cut in zip(there, ends, strict=True):
             if cut <= frozen[-1]:
-                usable = wanted or (n_views_of(found) if changes_pixels else 1)
-                options.append(weigh.option(cut, found=found, n_views=usable, encoder=found.encoder))
-        for cut in cuts:
+                n_views = 1 + views if views else n_views_of(found) if changes_pixels else 1
+                options.append(weigh.option(cut, found=found, n_views=n_views, encoder=found.encoder))
+        for cut in [] if changes_pixels else frozen:
             encoder = backbone.encoder(
                 cut=cut, precision=settings.precision, storage=storage or "float16", augmentation=augmentation
             )
-            options.append(
-                weigh.option(
-                    cut,
-                    found=None,
-                    n_views=wanted or 1,
-                    encoder=encoder,
-                    augmentation=augmentation,
-                    shape=staged.stages[cut - 1].shape,
-                )
-            )
-        if not options:
-            reason = f"--augment {settings.augment} changes pixels anew in every epoch: --views K caches views instead"
+            options.append(weigh.option(cut, n_views=1 + views, encoder=encoder, augmentation=augmentation))
+        reason = "" if options else _told_augment(settings)
     if reason:
         if asked == "on" or views:
             raise UsageError(f"{f'--views {views}' if asked != 'on' else '--trunk-cache on'}: {reason}")
         return TrunkChoice(option=None, why=f"trunk cache off: {reason}")
-    return _chosen(asked if not views else "on", options, folder, plan, began)
+    return _chosen("on" if views else asked, options, folder, plan, began)
+
+
+def _told_augment(settings: Settings) -> str:
+    return f"--augment {settings.augment} changes pixels anew in every epoch: --views K caches views instead"
 
 
 def _no_way(plan: Plan, settings: Settings, frozen: Sequence[int], backbone: Backbone) -> str:
@@ -211,7 +203,7 @@ def _told(option: TrunkOption, plan: Plan, free: int) -> str:
 class _Weighing:
     """What options are weighed by."""
 
-    cache: Cache
+    backbone: Backbone
     plan: Plan
     rows: Rows
     refit: bool
@@ -221,11 +213,10 @@ class _Weighing:
         self,
         cut: int,
         *,
-        found: Cache | None,
         n_views: int,
         encoder: dict[str, Any],
+        found: Cache | None = None,
         augmentation: Augmentation | None = None,
-        shape: tuple[int, ...] = (),
     ) -> TrunkOption:
         rows, cost = self.rows, self.costs[cut]
         epochs = sum(phase.epochs for phase in self.plan.phases if self.plan.cut(phase) >= cut)
@@ -234,6 +225,7 @@ class _Weighing:
         saved_s, n_bytes = passed * cost.seconds - OPENING_S, 0
         if found is None:
             embedded = (n_dev + n_test) * n_views
+            shape = self.backbone.staged.stages[cut - 1].shape
             n_bytes = layout.n_bytes(np.dtype(encoder["storage"]), (embedded, *shape))
             saved_s -= embedded * cost.seconds + BUILDING_S
         return TrunkOption(

@@ -13,6 +13,7 @@ from featcache.backbones import Backbone
 from featcache.cache import Cache, find_caches
 from featcache.cached_split import CachedSplit
 from featcache.errors import CacheError
+from featcache.layout import canonical_json
 from finetune.map_source import CachedMaps
 from finetune.sources import Labels
 from heads.rows import Rows
@@ -47,7 +48,7 @@ def matching_caches(
     return [
         each
         for each in found.values()
-        if all(each.encoder[key] == wanted[key] for key in same)
+        if all(canonical_json(each.encoder[key]) == canonical_json(wanted[key]) for key in same)
         and storage in (None, each.encoder["storage"])
         and _has_views(each, augmentation, needs_views)
         and held_rows(each, cache, rows) is not None

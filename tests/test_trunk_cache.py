@@ -75,13 +75,13 @@ def cached(cache: Cache, backbone: Backbone, plan: Plan, **given: Any) -> TrunkC
 
 
 def tuned(
-    cache: Cache, rows: TuningRows | None, seed: int = 0, **flags: Any
+    cache: Cache, rows: TuningRows | None, seed: int = 0, *, refit: bool = False, **flags: Any
 ) -> tuple[TunedRun, dict[str, Tensor], StagedModel]:
     """Trained from some rows, or from the images."""
     staged = headed(cache).staged
-    plan = plan_for(staged, **{"unfreeze": "layer4", "epochs": 3, **flags})
+    plan = plan_for(staged, **{"unfreeze": "layer4", "epochs": 2, **flags})
     rows = rows or tuning_rows(cache, rows_of(cache), device=CPU)
-    done = fine_tune(staged, plan, rows, settings=Settings(**SGD, seed=seed), device=CPU)
+    done = fine_tune(staged, plan, rows, settings=Settings(**SGD, seed=seed), device=CPU, refit=refit)
     return done, {name: tensor.clone() for name, tensor in staged.model.state_dict().items()}, staged
 
 
@@ -95,15 +95,18 @@ def no_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(Pictures, "read", read)
 
 
-def test_float32_maps_give_the_weights_that_images_give(cache: Cache, no_images: Callable[[], None]) -> None:
-    """To the bit, through both trainings; no image is read, nor a frozen stage run, once the maps are there."""
-    expected, weights, _ = tuned(cache, None)
+@pytest.mark.parametrize(("unfreeze", "stage"), [("layer4", "layer3"), (None, "layer4")])
+def test_float32_maps_give_the_weights_that_images_give(
+    cache: Cache, no_images: Callable[[], None], unfreeze: str | None, stage: str
+) -> None:
+    """To the bit, through both trainings; once the maps are there, no image of any split is read."""
+    expected, weights, _ = tuned(cache, None, refit=True, unfreeze=unfreeze)
     backbone = headed(cache)
-    trunk = cached(cache, backbone, plan_for(backbone.staged, unfreeze="layer4", epochs=3))
-    assert (trunk.cache.encoder["cut"], trunk.cache.encoder["storage"]) == ("layer3", "float32")
+    trunk = cached(cache, backbone, plan_for(backbone.staged, unfreeze=unfreeze, epochs=2))
+    assert (trunk.cache.encoder["cut"], trunk.cache.encoder["storage"]) == (stage, "float32")
     assert trunk.seconds > 0
     no_images()
-    found, others, _ = tuned(cache, trunk.rows)
+    found, others, _ = tuned(cache, trunk.rows, refit=True, unfreeze=unfreeze)
     assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
     assert timeless(found.history) == timeless(expected.history)
     assert found.metrics["val"] == expected.metrics["val"]
@@ -113,17 +116,20 @@ def test_float32_maps_give_the_weights_that_images_give(cache: Cache, no_images:
 
 
 def test_float16_maps_stay_within_the_noise_of_the_seed(cache: Cache) -> None:
-    """Rounding moves the weights by less than 1 % of what training does, and of what another order of rows does."""
+    """Rounding moves the weights by under 1 % of what training does, and by under 10 % of what another seed does."""
     backbone = headed(cache)
     trunk = cached(cache, backbone, plan_for(backbone.staged, unfreeze="layer4", epochs=3), storage="float16")
     before = backbone_of(cache).staged.model.state_dict()
-    (_, exact, _), (_, rounded, _), (_, other, _) = tuned(cache, None), tuned(cache, trunk.rows), tuned(cache, None, 1)
+    exact, rounded, other = (
+        tuned(cache, rows, seed, epochs=3)[1] for rows, seed in ((None, 0), (trunk.rows, 0), (None, 1))
+    )
     names = [name for name in before if name.startswith("layer4") and before[name].is_floating_point()]
 
     def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
         return float(sum((first[name] - second[name]).square().sum() for name in names)) ** 0.5
 
-    assert distance(rounded, exact) < 0.01 * min(distance(exact, before), distance(exact, other))
+    assert distance(rounded, exact) < 0.01 * distance(exact, before)
+    assert distance(rounded, exact) < 0.1 * distance(exact, other)
 
 
 def test_progressive_plans_use_it_until_the_first_thaw_below_the_cut(
@@ -143,8 +149,8 @@ def test_progressive_plans_use_it_until_the_first_thaw_below_the_cut(
 
         monkeypatch.setattr(kind, "batches", batches)
     found, others, _ = tuned(cache, trunk.rows, **flags)
-    phases = [entry["phase"].removeprefix("refit:") for entry in found.history]
-    assert phases[:4] == ["head", "layer4+head", "layer3 to head", "layer2 to head"]
+    phases = [entry["phase"] for entry in found.history]
+    assert phases == ["head", "layer4+head", "layer3 to head", "layer2 to head"]
     assert [name for name in served if name] == [
         "MapSource" if phase in ("head", "layer4+head") else "ImageSource" for phase in phases
     ]
@@ -237,8 +243,8 @@ def test_auto_weighs_seconds_and_bytes(cache: Cache, monkeypatch: pytest.MonkeyP
     assert choice.why.startswith("trunk cache on: the maps of layer3 would take 212,992 bytes (")
     assert choice.why.endswith("; over 3 of 3 epochs they save about 143 s")
     assert chosen(cache, backbone, plan, "auto", refit=False).option.saved_s == pytest.approx((3 * 40 - 52) * 0.8 - 7)
-    thawing = plan_for(backbone.staged, progressive=True, phase_epochs=[1, 1, 1, 9, 9], epochs=None)
-    assert chosen(cache, backbone, thawing, "auto").option.stage == "layer1"  # which serves 12 epochs
+    thawing = plan_for(backbone.staged, progressive=True, phase_epochs=[1, 1, 1, 9, 1, 1], epochs=None)
+    assert chosen(cache, backbone, thawing, "auto").option.stage == "layer1"  # which serves 12 of 14 epochs
     once = plan_for(backbone.staged, unfreeze="layer4", epochs=1)
     choice = chosen(cache, backbone, once, "auto", refit=False)
     assert (choice.option, choice.why.split(" epochs ")[1]) == (None, "they cost about 17 s more")
@@ -276,6 +282,8 @@ def test_cached_views_stand_for_augmentation(folder: Path, embed: Callable[..., 
     np.testing.assert_array_equal(plain.numpy(), views[:, 0])
     found = chosen(cache, backbone, plan, augment="crop", storage=None).option  # without --views: those there are
     assert (found.found.path, found.n_views) == (trunk.cache.path, 3)
+    choice = chosen(cache, backbone, plan, "auto", augment="crop", storage=None)  # but not unasked
+    assert (choice.option, "--views K" in choice.why) == (None, True)
     assert chosen(cache, backbone, plan, views=1).option.n_views == 2
     assert chosen(cache, backbone, plan, views=3).option.found is None
     done, weights, _ = tuned(cache, trunk.rows)

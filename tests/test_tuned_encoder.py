@@ -113,6 +113,33 @@ def test_auto_says_why_and_a_full_disk_is_no_end(run: Run, embedded: None, monke
     assert (status, "a feature of 7e+04" in err) == (1, True)
 
 
+def test_an_interrupted_run_is_gone_on_with(run: Run, embedded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the trunk cache that it began with, whatever auto would decide by then; to the same bits."""
+    from finetune import training, trunk_choice
+
+    flags = ("--unfreeze", "layer4", "--epochs", "2", "--no-refit", *FEW)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr(trunk_choice, "BUILDING_S", -100.0)  # so that auto is on
+    whole = told(run, "finetune", *flags, "--name", "whole")
+    assert whole["source"] == "cache"
+    right = training.save_checkpoint
+
+    def interrupted(*given: Any, **more: Any) -> None:
+        right(*given, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_checkpoint", interrupted)
+    assert run("finetune", *flags)[0] == 1
+    monkeypatch.setattr(training, "save_checkpoint", right)
+    monkeypatch.setattr(trunk_choice, "OPENING_S", 1000.0)  # so that it is off
+    assert told(run, "finetune", *flags, "--dry-run")
+    gone_on = told(run, "finetune", *flags, "--resume", "--name", "torn")
+    assert any("trunk cache on, as the training was begun" in note for note in gone_on["notes"])
+    assert [entry["train_loss"] for entry in gone_on["history"]] == [entry["train_loss"] for entry in whole["history"]]
+    models = [torch.load(f"runs/{name}/model.pth", weights_only=True) for name in ("whole", "torn")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
 def _fails(*_given: object, **_more: object) -> None:
     raise UserError("a feature of 7e+04 is beyond float16: take --storage float32")
 
