@@ -81,7 +81,7 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     )
     console.note(choice.why)
     if arguments.dry_run:
-        return _told_plan(plan, backbone, settings)
+        return {**_told_plan(plan, backbone, settings), "trunk_cache": choice.why}
     return _train(
         arguments, console, command, cache, rows, backbone, plan, settings, device, refit, choice, fingerprint
     )
