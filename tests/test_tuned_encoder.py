@@ -30,14 +30,14 @@ def told(run: Run, command: str, *arguments: object) -> dict[str, Any]:
 
 @pytest.fixture
 def embedded(run: Run) -> None:
-    told(run, "embed", *QUICK, "--limit", "test=30", "--device", "cpu")
+    told(run, "embed", *QUICK, "--limit", "test=30", "--device", "cpu", "--engine", "eager")
 
 
 def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None) -> None:
     """Maps are cached once and found again; the tuned backbone's features are those that its own head was scored on."""
-    flags = ("--unfreeze", "layer4", "--epochs", "2", *FEW)
+    flags = ("--unfreeze", "layer4", "--epochs", "1", "--no-refit", *FEW)
     on = told(run, "finetune", *flags, "--trunk-cache", "on", "--name", "first")
-    assert (on["source"], on["trunk_cache"]["cut"], on["trunk_cache"]["epochs"]) == ("cache", "layer3", 2)
+    assert (on["source"], on["trunk_cache"]["cut"], on["trunk_cache"]["epochs"]) == ("cache", "layer3", 1)
     assert on["cost"]["embed_s"] == on["trunk_cache"]["embed_s"] > 0
     assert any("all epochs train from" in note for note in on["notes"])
     again = told(run, "finetune", *flags, "--trunk-cache", "on", "--name", "second")
@@ -49,7 +49,7 @@ def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None)
     assert off["metrics"]["val"]["log_loss"] == pytest.approx(on["metrics"]["val"]["log_loss"], rel=0.02)
 
     record = told(run, "embed", "--backbone", "resnet18", "--weights", "runs/first", "--per-class", "6", "--limit",
-                  "test=30", "--device", "cpu", "--storage", "float32", "--precision", "fp32")  # fmt: skip
+                  "test=30", "--device", "cpu", "--storage", "float32", "--precision", "fp32", "--engine", "eager")  # fmt: skip
     cache = next(
         each for each in find_caches(tmp_path / "features") if str(each.path) == f"{tmp_path}/{record['cache']}"
     )
@@ -69,7 +69,7 @@ def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None)
 
     head = told(run, "fit-head", "--clf", "ridge", "--val-fraction", "0.2", "--name", "head")
     assert head["encoder"] == cache.encoder
-    more = told(run, "finetune", "--epochs", "1", *FEW, "--name", "more")  # from there on
+    more = told(run, "finetune", "--epochs", "1", "--no-refit", *FEW, "--name", "more")  # from there on
     assert more["cache"]["weights"] == "first/model.pth"
 
     for folder, backbone, message in (
@@ -83,7 +83,7 @@ def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None)
 
 
 def test_views_and_their_absence_are_told(run: Run, embedded: None) -> None:
-    flags = ("--unfreeze", "layer4", "--epochs", "1", *FEW, "--augment", "flip")
+    flags = ("--unfreeze", "layer4", "--epochs", "1", "--no-refit", *FEW, "--augment", "flip")
     status, _, err = run("finetune", *flags, "--trunk-cache", "on")
     assert status == 2
     assert "--trunk-cache on: --augment flip changes pixels anew in every epoch" in err.splitlines()[-1]
@@ -97,7 +97,7 @@ def test_auto_says_why_and_a_full_disk_is_no_end(run: Run, embedded: None, monke
     from finetune import trunk_choice
     from finetune.trunk_cost import TrunkCost
 
-    flags = ("--unfreeze", "layer4", "--epochs", "1", *FEW)
+    flags = ("--unfreeze", "layer4", "--epochs", "1", "--no-refit", *FEW)
     status, out, err = run("finetune", *flags, "--dry-run")
     assert status == 0, err
     assert "trunk cache off: the maps of layer3 would take " in out
