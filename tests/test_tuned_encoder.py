@@ -48,8 +48,9 @@ def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None)
     assert (off["source"], off["trunk_cache"], off["dataset"]) == ("images", None, on["dataset"])
     assert off["metrics"]["val"]["log_loss"] == pytest.approx(on["metrics"]["val"]["log_loss"], rel=0.02)
 
-    record = told(run, "embed", "--backbone", "resnet18", "--weights", "runs/first", "--per-class", "6", "--limit",
-                  "test=30", "--device", "cpu", "--storage", "float32", "--precision", "fp32", "--engine", "eager")  # fmt: skip
+    subset = ("--per-class", "6", "--limit", "test=30", "--device", "cpu")
+    exactly = ("--engine", "eager", "--precision", "fp32", "--storage", "float32")
+    record = told(run, "embed", "--backbone", "resnet18", "--weights", "runs/first", *subset, *exactly)
     cache = next(
         each for each in find_caches(tmp_path / "features") if str(each.path) == f"{tmp_path}/{record['cache']}"
     )
