@@ -98,7 +98,7 @@ def test_auto_says_why_and_a_full_disk_is_no_end(run: Run, embedded: None, monke
     from finetune import trunk_choice
     from finetune.trunk_cost import TrunkCost
 
-    flags = ("--unfreeze", "layer4", "--epochs", "1", "--no-refit", *FEW)
+    flags = ("--unfreeze", "layer4", "--epochs", "2", "--no-refit", *FEW)
     status, out, err = run("finetune", *flags, "--dry-run")
     assert status == 0, err
     assert "trunk cache off: the maps of layer3 would take " in out
