@@ -222,6 +222,8 @@ class _Weighing:
         epochs = sum(phase.epochs for phase in self.plan.phases if self.plan.cut(phase) >= cut)
         n_dev, n_test = len(rows.train) + len(rows.val), len(rows.test)
         passed = epochs * n_dev * (2 if self.refit else 1)
+        if epochs == self.plan.epochs:  # what is scored at the end
+            passed += n_test + (n_dev if self.refit else len(rows.train))
         saved_s, n_bytes = passed * cost.seconds - OPENING_S, 0
         if found is None:
             embedded = (n_dev + n_test) * n_views
