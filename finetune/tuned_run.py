@@ -23,6 +23,7 @@ from finetune.settings import Settings
 from finetune.sources import Source
 from finetune.thawing import count_parameters, moving_state
 from finetune.training import Trained, train
+from finetune.trunk_cache import TrunkCached
 from heads.evidence.metrics import Metrics, evaluate
 from heads.rows import SplitRows
 from heads.runs import SCHEMA, created_now, peak_rss_mb
@@ -129,11 +130,12 @@ def fine_tune(
             on_epoch=lambda entry: on_epoch({**entry, "phase": _REFIT + entry["phase"]}),
             on_step=lambda done, _: on_step(first + done, first + chosen.best_epoch * n_dev),
         )
-    everything = len(staged.stages)
-    forward = Forward(staged, cut=everything, source_cut=0, settings=settings, device=device)
+    never_moved = min(plan.cut(phase) for phase in plan.phases)
 
     def scored(source: Source) -> NDArray[np.float32]:
-        return scores_of(forward, source, batch_size=settings.batch_size)
+        seen = source.serving(never_moved)
+        forward = Forward(staged, cut=len(staged.stages), source_cut=seen.cut, settings=settings, device=device)
+        return scores_of(forward, seen, batch_size=settings.batch_size)
 
     n_classes = len(rows.rows.class_names)
     test_scores = scored(rows.test)
@@ -165,6 +167,7 @@ def run_record(
     device: torch.device,
     command: str,
     notes: tuple[str, ...] = (),
+    trunk: TrunkCached | None = None,
 ) -> dict[str, Any]:
     """The keys of ``run.json`` for a fine-tuned model: those of a head's.
 
@@ -174,6 +177,7 @@ def run_record(
         weights: JSON of the weights that it began with, as `featcache.backbones.Backbone` tells them.
         device, command: where, and what asked for it.
         notes: sentences for the user on what was decided.
+        trunk: the cache of maps that epochs were trained from, if any.
     """
     trainable, total = count_parameters(staged, tuned.plan.trained)
     chosen, refitted = tuned.chosen, tuned.refitted
@@ -199,8 +203,9 @@ def run_record(
         "encoder": encoder,
         "encoder_fingerprint": layout.fingerprint(encoder),
         "cache": {"file": cache.path.name, "fingerprint": cache.fingerprint, "weights": weights["name"]},
-        "source": "images",
-        "augment": tuned.settings.augment,
+        "source": "cache" if trunk is not None and trunk.option.epochs == tuned.plan.epochs else "images",
+        "trunk_cache": None if trunk is None else trunk.to_json(),
+        "augment": tuned.settings.augment if trunk is None else trunk.augment(tuned.settings, tuned.plan),
         "params": {"epochs": chosen.best_epoch, **tuned.settings.to_json()},
         "plan": tuned.plan.to_json(),
         "selection": {
@@ -220,7 +225,7 @@ def run_record(
         "frozen_sha256": last.frozen_sha256,
         "metrics": {split: metrics.to_json() for split, metrics in tuned.metrics.items()},
         "cost": {
-            "embed_s": 0.0,
+            "embed_s": 0.0 if trunk is None else trunk.seconds,
             "fit_s": round(tuned.seconds, 3),
             "epoch_s": round(median(entry["seconds"] for entry in chosen.history), 3),
             "peak_rss_mb": peak_rss_mb(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def fingerprint_of(
     *,
     device: torch.device,
     refit: bool,
+    trunk: Mapping[str, Any] | None = None,
 ) -> str:
-    """Of all that decides what weights come out; not of what only decides how fast."""
+    """Of all that decides what weights come out; not of what only decides how fast. ``trunk`` tells of cached maps."""
     told: dict[str, Any] = {
         "cache": cache.fingerprint,
         "rows": rows.fingerprint,
@@ -51,6 +53,7 @@ def fingerprint_of(
         "settings": settings.to_json(),
         "device": device.type,
         "refit": refit,
+        **({} if trunk is None else {"trunk": dict(trunk)}),
     }
     return layout.fingerprint(told)
 
@@ -61,7 +64,7 @@ def work_folder(runs_dir: Path, fingerprint: str, *, command: str, resume: bool)
     Raises:
         UserError: there is nothing to go on with, or the folder can't be written.
     """
-    folder = runs_dir / f"{_PREFIX}{fingerprint[:16]}"
+    folder = _folder(runs_dir, fingerprint)
     there = folder.is_dir()
     notes: tuple[str, ...] = ()
     if resume and not there:
@@ -78,6 +81,15 @@ def work_folder(runs_dir: Path, fingerprint: str, *, command: str, resume: bool)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "asked.json").write_text(json.dumps({"command": command}) + "\n")
     return WorkFolder(folder=folder, notes=notes)
+
+
+def is_unfinished(runs_dir: Path, fingerprint: str) -> bool:
+    """Whether there is a training to go on with."""
+    return _folder(runs_dir, fingerprint).is_dir()
+
+
+def _folder(runs_dir: Path, fingerprint: str) -> Path:
+    return runs_dir / f"{_PREFIX}{fingerprint[:16]}"
 
 
 def _unfinished(runs_dir: Path) -> list[str]:

@@ -171,7 +171,7 @@ def caches_of(arguments: argparse.Namespace) -> list[Cache]:
         for cache in named:
             cache.require(**wanted)
         return named
-    caches = find_caches(arguments.cache_dir)
+    caches = [cache for cache in find_caches(arguments.cache_dir) if not cache.is_byproduct]
     for cache in caches:
         matches = all(value in (None, cache.told()[key]) for key, value in wanted.items())
         if matches and (cache.holds_vectors or arguments.pool):

@@ -18,7 +18,8 @@ def rank(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
     (recipe,) = recipes_of(arguments, default="ridge")
     workers = workers_of(arguments)
-    there = [Cache.open(path) for path in arguments.cache] or find_caches(arguments.cache_dir)
+    there = [Cache.open(path) for path in arguments.cache]
+    there = there or [cache for cache in find_caches(arguments.cache_dir) if not cache.is_byproduct]
     caches = [
         cache
         for cache in of_one_set(there, asked_dataset(arguments.dataset))

@@ -30,7 +30,7 @@ from heads.runs import read_run
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = [*QUICK, "--limit", "test=30"]
-FEW = ("--val-fraction", "0.2", "--device", "cpu")
+FEW = ("--val-fraction", "0.2", "--device", "cpu", "--trunk-cache", "off")
 CPU = torch.device("cpu")
 
 
