@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.command_line import Console, run
 from featcache.errors import UserError
 from finetune.asked_command import (
+    AUTO,
     cache_of,
     check_flags,
     new_finetune_parser,
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
     from featcache.backbones import Backbone
     from featcache.cache import Cache
+    from finetune.cached_rows import TuningRows
     from finetune.plans import Plan
+    from finetune.rate_finder import FoundRates
     from finetune.settings import Settings
     from heads.rows import Rows
 
@@ -66,11 +69,30 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
         set_head(staged, linear_start(folder, cache=cache, rows=rows, staged=staged))
         console.note(f"the final layer begins as the head of {folder}")
     refit = not (arguments.no_refit or plan.init_head is not None)
+    found = None
+    tuning = None if arguments.dry_run else _images(arguments, cache, rows, settings, device)
+    if tuning is not None and arguments.probe:
+        from finetune.advice_command import probe_and_tell
+
+        fitted = plan.init_head is not None
+        return probe_and_tell(console, staged, tuning.train, settings=settings, device=device, fitted=fitted)
+    if tuning is not None and (arguments.find_lr or arguments.lr == AUTO):
+        from finetune.advice_command import find_and_tell
+
+        drawn = None
+        if arguments.find_lr:
+            method = plan.method.replace(":", "_")
+            drawn = arguments.runs_dir / f"{cache.dataset}-{cache.encoder['backbone']}-{method}-lr.png"
+        found = find_and_tell(console, staged, plan, tuning.train, settings=settings, device=device, drawn=drawn)
+        if arguments.find_lr:
+            return found.to_json()
+        plan = plan.at_rate(found.suggested)
     _tell_plan(console, plan, backbone, settings, n_train=len(rows.train))
     console.note(f"device {device} ({device_name(device)}), {settings.precision}")
     if arguments.dry_run:
         return _told_plan(plan, backbone, settings)
-    return _train(arguments, console, command, cache, rows, backbone, plan, settings, device, refit)
+    assert tuning is not None
+    return _train(arguments, console, command, cache, tuning, backbone, plan, settings, device, refit, found)
 
 
 def _train(
@@ -78,35 +100,30 @@ def _train(
     console: Console,
     command: str,
     cache: Cache,
-    rows: Rows,
+    tuning: TuningRows,
     backbone: Backbone,
     plan: Plan,
     settings: Settings,
     device: torch.device,
     refit: bool,
+    found: FoundRates | None,
 ) -> dict[str, Any]:
     import torch
 
-    from featcache.datasets import load_dataset
-    from featcache.embed_command import default_workers
-    from finetune.cached_rows import origin_of, tuning_rows
+    from finetune.plan_tables import changes_table
     from finetune.publishing import publish
     from finetune.tuned_run import fine_tune, run_record
     from finetune.unfinished import fingerprint_of, work_folder
     from heads.fit_head_tables import metrics_table
     from heads.runs import new_run_name
 
-    origin = origin_of(cache)
-    dataset = load_dataset(origin.dataset, root=origin.root)
-    workers = default_workers(dataset, device) if arguments.workers is None else arguments.workers
-    tuning = tuning_rows(cache, rows, device=device, augment=settings.augment, workers=workers, dataset=dataset)
     note = (
         "the final model is trained again on train and validation, for as many epochs as were best"
         if refit
         else "the final model is the best epoch's, trained without validation rows"
     )
     console.note(f"  {note}")
-    fingerprint = fingerprint_of(cache, rows, backbone, plan, settings, device=device, refit=refit)
+    fingerprint = fingerprint_of(cache, tuning.rows, backbone, plan, settings, device=device, refit=refit)
     work = work_folder(arguments.runs_dir, fingerprint, command=command, resume=arguments.resume)
     for told in work.notes:
         console.note(f"  {told}")
@@ -138,15 +155,31 @@ def _train(
         command=command,
         notes=(note,),
     )
+    if found is not None:
+        record["range_test"] = found.to_json()
     stem = f"{cache.dataset}-{cache.encoder['backbone']}-{plan.method}"
     folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, stem))
-    publish(folder, record=record, tuned=tuned, model=backbone.staged.model)
+    publish(folder, record=record, tuned=tuned, model=backbone.staged.model, found=found)
     shutil.rmtree(work.folder, ignore_errors=True)
     console.note(f"{plan.method}: {record['selection']['how']}; {record['cost']['fit_s']:.1f} s; run {folder}")
     if record["selection"]["at_grid_edge"]:
         console.note("  WARNING: the last epoch was the best: more --epochs may do better")
+    console.table(*changes_table(tuned.changes))
     console.table(*metrics_table([record]))
     return record
+
+
+def _images(
+    arguments: argparse.Namespace, cache: Cache, rows: Rows, settings: Settings, device: torch.device
+) -> TuningRows:
+    from featcache.datasets import load_dataset
+    from featcache.embed_command import default_workers
+    from finetune.cached_rows import origin_of, tuning_rows
+
+    origin = origin_of(cache)
+    dataset = load_dataset(origin.dataset, root=origin.root)
+    workers = default_workers(dataset, device) if arguments.workers is None else arguments.workers
+    return tuning_rows(cache, rows, device=device, augment=settings.augment, workers=workers, dataset=dataset)
 
 
 def _tell_rows(console: Console, cache: Cache, rows: Rows, backbone: Backbone) -> None:

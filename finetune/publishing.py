@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from finetune.rate_finder import FoundRates
 from finetune.tuned_run import TunedRun
 from heads.runs import published
 
@@ -20,8 +21,10 @@ from heads.runs import published
 MODEL_FILE = "model.pth"
 
 
-def publish(folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: nn.Module) -> None:
-    """Write a run's folder, whole or not at all.
+def publish(
+    folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: nn.Module, found: FoundRates | None = None
+) -> None:
+    """Write a run's folder, whole or not at all; with the curve of its range test, where there was one.
 
     Raises:
         UserError: it can't be written.
@@ -35,6 +38,8 @@ def publish(folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: 
             file.flush()
             os.fsync(file.fileno())
         if find_spec("matplotlib"):
-            from finetune.plots import draw_history
+            from finetune.plots import draw_history, draw_rates
 
             draw_history(tuned.history, best_epoch=tuned.chosen.best_epoch, path=temporary / "history.png")
+            if found is not None:
+                draw_rates(found, path=temporary / "rates.png")

@@ -18,6 +18,7 @@ from torch import Tensor
 from featcache.errors import UserError
 from featcache.stages import StagedModel
 from finetune.averaging import WeightAverage
+from finetune.changes import MEASURED_STEPS, GradientNorms
 from finetune.checkpointing import Best, Progress, load_checkpoint, save_checkpoint
 from finetune.forward import Forward, scores_of
 from finetune.mixing import mixed
@@ -27,7 +28,7 @@ from finetune.rates import rate_factor
 from finetune.repeating import reproducible, seed_by, shuffled
 from finetune.settings import Settings
 from finetune.sources import Labels, Source
-from finetune.thawing import check_frozen, check_gradients, frozen_sha256, moving_state, thaw
+from finetune.thawing import check_frozen, check_gradients, frozen_sha256, group_of, moving_state, thaw
 
 #: Steps after which the loss is looked at: on a GPU that waits for all that was asked of it.
 _LOOK = 20
@@ -42,7 +43,8 @@ class Trained:
     Attributes:
         history: an entry an epoch: epoch (from 1), phase, train_loss and train_accuracy (of the batches as they were
             trained on), val_loss and val_accuracy (None without validation), lr (the head's, at the epoch's end),
-            rates (every group's, likewise), seconds (validation included), images_per_s (in training).
+            rates (every group's, likewise), gradients (norms relative to the weights', by group, see
+            `finetune.changes`), seconds (validation included), images_per_s (in training).
         best_epoch: how many epochs made the weights: those up to the best by validation, or all without validation.
         val_scores: (N, n_classes) float32 logits of the validation rows by these weights, or None.
         frozen_sha256: of all that never trains, before and after.
@@ -133,6 +135,7 @@ def train(
                 forward = Forward(staged, cut=thawed.cut, source_cut=source.cut, settings=settings, device=device)
 
             thawed.set_modes()
+            gradients = GradientNorms(thawed.parameters, group_of(staged))
             micro_batches = shuffled(len(rows.labels), n_micro, seed=(settings.seed, epoch))
             stream = source.batches(micro_batches, augment=True)
             n_seen = epoch * len(rows.labels)
@@ -159,8 +162,10 @@ def train(
                     loss_sum += loss.detach()
                     right += (logits.detach().argmax(dim=1) == labels).sum()
                 never_moved &= thawed.without_gradient()
+                scaler.unscale_(optimizer)
+                if step % -(-n_steps // MEASURED_STEPS) == 0:
+                    gradients.add()
                 if settings.clip is not None:
-                    scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(list(thawed.parameters.values()), settings.clip)
                 scaler.step(optimizer)
                 scaler.update()
@@ -183,6 +188,7 @@ def train(
                 "val_accuracy": None,
                 "lr": rates_of(optimizer)[plan.head],
                 "rates": {group: rates_of(optimizer)[group] for group in (*phase.stages, plan.head)},
+                "gradients": gradients.means(),
                 "seconds": 0.0,
                 "images_per_s": round(len(rows.labels) / seconds, 1),
             }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from featcache.errors import UserError
 from featcache.stages import StagedModel
 from finetune import rate_finder
 from finetune.plans import Plan
+from finetune.plots import draw_rates
 from finetune.rate_finder import RANGES, STEPS, FoundRates, find_rates
 from finetune.settings import Settings
 from finetune.sources import Labels
@@ -247,3 +250,10 @@ def test_weights_that_give_no_finite_loss_are_refused() -> None:
         found(staged, plan_for(staged))
     undo()
     assert_untouched(staged, before)
+
+
+def test_a_curve_is_drawn(tmp_path: Path) -> None:
+    staged = tiny()
+    result = found(staged, plan_for(staged, from_scratch=True))
+    assert draw_rates(result, path=tmp_path / "rates.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["suggested"] == result.valley
