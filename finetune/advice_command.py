@@ -45,7 +45,7 @@ def find_and_tell(
     console.table(*found_table(found, plan))
     console.note(
         f"{len(found.rates)} steps, from {found.rates[0]:.2g} to {found.rates[-1]:.2g}: {_ENDINGS[found.ended]}; "
-        f"suggested, from the valley: --lr {found.suggested:.2g}; the model is as it was"
+        f"suggested, where it falls the steepest: --lr {found.suggested:.2g}"
     )
     if drawn is not None and find_spec("matplotlib"):
         from finetune.plots import draw_rates

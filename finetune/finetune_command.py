@@ -6,7 +6,8 @@ import argparse
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
@@ -75,7 +76,8 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
         from finetune.advice_command import probe_and_tell
 
         fitted = plan.init_head is not None
-        return probe_and_tell(console, staged, tuning.train, settings=settings, device=device, fitted=fitted)
+        with _enough_memory(device, settings):
+            return probe_and_tell(console, staged, tuning.train, settings=settings, device=device, fitted=fitted)
     if tuning is not None and (arguments.find_lr or arguments.lr == AUTO):
         from finetune.advice_command import find_and_tell
 
@@ -83,10 +85,12 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
         if arguments.find_lr:
             method = plan.method.replace(":", "_")
             drawn = arguments.runs_dir / f"{cache.dataset}-{cache.encoder['backbone']}-{method}-lr.png"
-        found = find_and_tell(console, staged, plan, tuning.train, settings=settings, device=device, drawn=drawn)
+        with _enough_memory(device, settings):
+            found = find_and_tell(console, staged, plan, tuning.train, settings=settings, device=device, drawn=drawn)
         if arguments.find_lr:
             return found.to_json()
-        plan = plan.at_rate(found.suggested)
+        arguments.lr = found.suggested
+        plan = plan_of(arguments, staged, pretrained=backbone.weights["name"] != "none")
     _tell_plan(console, plan, backbone, settings, n_train=len(rows.train))
     console.note(f"device {device} ({device_name(device)}), {settings.precision}")
     if arguments.dry_run:
@@ -108,8 +112,6 @@ def _train(
     refit: bool,
     found: FoundRates | None,
 ) -> dict[str, Any]:
-    import torch
-
     from finetune.plan_tables import changes_table
     from finetune.publishing import publish
     from finetune.tuned_run import fine_tune, run_record
@@ -127,24 +129,20 @@ def _train(
     work = work_folder(arguments.runs_dir, fingerprint, command=command, resume=arguments.resume)
     for told in work.notes:
         console.note(f"  {told}")
-    try:
-        with console.progress("training", "images") as progress:
-            tuned = fine_tune(
-                backbone.staged,
-                plan,
-                tuning,
-                settings=settings,
-                device=device,
-                refit=refit,
-                work=work.folder,
-                fingerprint=fingerprint,
-                resume=arguments.resume,
-                on_epoch=_epoch_teller(console, plan, refit=refit),
-                on_step=progress,
-            )
-    except torch.cuda.OutOfMemoryError as error:
-        mend = "take a smaller --batch-size with --accumulate, --checkpointing, or --precision bf16"
-        raise UserError(f"{device} has too little memory for batches of {settings.batch_size}: {mend}") from error
+    with _enough_memory(device, settings), console.progress("training", "images") as progress:
+        tuned = fine_tune(
+            backbone.staged,
+            plan,
+            tuning,
+            settings=settings,
+            device=device,
+            refit=refit,
+            work=work.folder,
+            fingerprint=fingerprint,
+            resume=arguments.resume,
+            on_epoch=_epoch_teller(console, plan, refit=refit),
+            on_step=progress,
+        )
     record = run_record(
         cache,
         tuning,
@@ -167,6 +165,18 @@ def _train(
     console.table(*changes_table(tuned.changes))
     console.table(*metrics_table([record]))
     return record
+
+
+@contextmanager
+def _enough_memory(device: torch.device, settings: Settings) -> Iterator[None]:
+    """Say what mends it where there is not."""
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        mend = "take a smaller --batch-size with --accumulate, --checkpointing, or --precision bf16"
+        raise UserError(f"{device} has too little memory for batches of {settings.batch_size}: {mend}") from error
 
 
 def _images(

@@ -6,7 +6,7 @@ A plan knows names, never tensors: the one loop (`finetune.training`) reads it, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 #: What flags may call the head; in a plan it goes by the name of its module.
@@ -78,10 +78,6 @@ class Plan:
                 return number, first
             first += phase.epochs
         raise AssertionError(epoch)
-
-    def at_rate(self, lr: float) -> Plan:
-        """The same with another peak rate of the head; all others keep their ratio to it."""
-        return replace(self, rates={name: rate * (lr / self.rates[self.head]) for name, rate in self.rates.items()})
 
     def cut(self, phase: Phase) -> int:
         """How many leading stages stay frozen in a phase: they need no gradient, and their output could be cached."""

@@ -70,8 +70,8 @@ class FoundRates:
 
     @property
     def suggested(self) -> float:
-        """What ``--lr auto`` takes: the valley."""
-        return self.valley
+        """What ``--lr auto`` takes: the steepest, to two digits. The window does not lag behind: it is where it is."""
+        return float(f"{self.steepest:.2g}")
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""

@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +178,6 @@ def test_one_multiplier_goes_over_all_groups(monkeypatch: pytest.MonkeyPatch) ->
         found(staged, plan)
     assert ratios == {(0.005, 0.2)}
     np.testing.assert_allclose(heads, np.geomspace(*RANGES["adamw"], STEPS)[: len(heads)])
-    scaled = plan.at_rate(0.5)
-    assert scaled.rates == pytest.approx({"layer2": 2.5e-3, "layer3": 0.1, "fc": 0.5})
-    assert replace(scaled, rates=plan.rates) == plan
 
 
 @pytest.mark.parametrize("curve", ["bowl", "cliff"])
@@ -256,4 +252,6 @@ def test_a_curve_is_drawn(tmp_path: Path) -> None:
     staged = tiny()
     result = found(staged, plan_for(staged, from_scratch=True))
     assert draw_rates(result, path=tmp_path / "rates.png").read_bytes()[:4] == b"\x89PNG"
-    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["suggested"] == result.valley
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["suggested"] == pytest.approx(
+        result.steepest, rel=0.05
+    )
