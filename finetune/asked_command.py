@@ -23,6 +23,10 @@ set, rows, backbone and weights are those of the newest cache. The epoch is chos
 trained again on train and validation, and the test rows are scored once."""
 
 
+#: What ``--lr`` takes for a range test.
+AUTO = "auto"
+
+
 def new_finetune_parser() -> Parser:
     """The parser of ``bin/finetune``."""
     parser = new_parser("finetune", DESCRIPTION)
@@ -38,7 +42,7 @@ def new_finetune_parser() -> Parser:
                       help="statistics of thawed BatchNorm: kept (eval) or the batch's (train); auto keeps those of "
                       "pretrained weights (auto)")  # fmt: skip
     rate = parser.add_argument_group("rates")
-    rate.add_argument("--lr", type=float, metavar="RATE", help="the head's peak rate (by optimizer and plan)")
+    rate.add_argument("--lr", type=_rate, metavar="RATE", help="the head's peak, or auto: see --find-lr (by plan)")
     rate.add_argument("--lr-decay", type=float, metavar="D", help="the k-th stage from the end has lr / D^k")
     rate.add_argument("--lr-per-stage", type=_rates, metavar="S=R,S=R", help="rates by stage: layer4=3e-4,fc=1e-3")
     rate.add_argument(
@@ -83,6 +87,8 @@ def new_finetune_parser() -> Parser:
     )
     work.add_argument("--resume", action="store_true", help="go on with the same command's interrupted training")
     work.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
+    work.add_argument("--find-lr", action="store_true", help="suggest rates by a range test, and train nothing")
+    work.add_argument("--probe", action="store_true", help="suggest what to unfreeze, and train nothing")
     cache = parser.add_argument_group("cache", "the newest in --cache-dir that matches")
     cache.add_argument("--cache", type=Path, metavar="FILE", help="this file")
     cache.add_argument("--dataset", help="of this data set")
@@ -100,6 +106,16 @@ def check_flags(arguments: argparse.Namespace) -> None:
     for flag, number in (("workers", arguments.workers), ("views", arguments.views)):
         if number is not None and number < 0:
             raise UsageError(f"--{flag} {number}: expected a whole number from 0 on")
+    trials = ("--dry-run", "--find-lr", "--probe", "--resume")
+    asked = [flag for flag in trials if getattr(arguments, flag[2:].replace("-", "_"))]
+    if len(asked) > 1:
+        raise UsageError(f"{asked[0]} and {asked[1]} exclude one another: give one of them")
+    if arguments.lr == AUTO and asked and asked != ["--resume"]:
+        raise UsageError(
+            f"--lr auto and {asked[0]} exclude one another: --find-lr alone finds rates and trains nothing"
+        )
+    if arguments.lr == AUTO and arguments.lr_per_stage:
+        raise UsageError("--lr auto and --lr-per-stage exclude one another: --lr-decay tells ratios, which auto keeps")
     if arguments.name is not None:
         from heads.runs import check_run_name
 
@@ -169,7 +185,7 @@ def plan_of(arguments: argparse.Namespace, staged: StagedModel, *, pretrained: b
     head, thawed, scratch = RATES[arguments.optimizer]
     trains = make_plan(stages, staged.head_name, lr=1.0, **flags).trained
     usual = scratch if arguments.from_scratch else thawed if trains else head
-    return make_plan(stages, staged.head_name, lr=usual if arguments.lr is None else arguments.lr, **flags)
+    return make_plan(stages, staged.head_name, lr=usual if arguments.lr in (None, AUTO) else arguments.lr, **flags)
 
 
 def settings_of(arguments: argparse.Namespace, device: torch.device) -> Settings:
@@ -200,6 +216,15 @@ def settings_of(arguments: argparse.Namespace, device: torch.device) -> Settings
         patience=arguments.patience,
         seed=arguments.seed,
     )
+
+
+def _rate(text: str) -> float | str:
+    if text == AUTO:
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from error
 
 
 def _batch_size(text: str) -> int | None:

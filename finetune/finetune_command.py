@@ -6,12 +6,14 @@ import argparse
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
 from featcache.errors import UserError
 from finetune.asked_command import (
+    AUTO,
     cache_of,
     check_flags,
     new_finetune_parser,
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
     from featcache.backbones import Backbone
     from featcache.cache import Cache
+    from finetune.cached_rows import TuningRows
     from finetune.plans import Plan
+    from finetune.rate_finder import FoundRates
     from finetune.settings import Settings
     from finetune.trunk_choice import TrunkChoice, TrunkOption
     from heads.rows import Rows
@@ -69,6 +73,27 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
         set_head(staged, linear_start(folder, cache=cache, rows=rows, staged=staged))
         console.note(f"the final layer begins as the head of {folder}")
     refit = not (arguments.no_refit or plan.init_head is not None)
+    found = None
+    tuning = None if arguments.dry_run else _images(arguments, cache, rows, settings, device)
+    if tuning is not None and arguments.probe:
+        from finetune.advice_command import probe_and_tell
+
+        fitted = plan.init_head is not None
+        with _enough_memory(device, settings):
+            return probe_and_tell(console, staged, tuning.train, settings=settings, device=device, fitted=fitted)
+    if tuning is not None and (arguments.find_lr or arguments.lr == AUTO):
+        from finetune.advice_command import find_and_tell
+
+        drawn = None
+        if arguments.find_lr:
+            method = plan.method.replace(":", "_")
+            drawn = arguments.runs_dir / f"{cache.dataset}-{cache.encoder['backbone']}-{method}-lr.png"
+        with _enough_memory(device, settings):
+            found = find_and_tell(console, staged, plan, tuning.train, settings=settings, device=device, drawn=drawn)
+        if arguments.find_lr:
+            return found.to_json()
+        arguments.lr = found.suggested
+        plan = plan_of(arguments, staged, pretrained=backbone.weights["name"] != "none")
     _tell_plan(console, plan, backbone, settings, n_train=len(rows.train))
     console.note(f"device {device} ({device_name(device)}), {settings.precision}")
 
@@ -82,8 +107,9 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     console.note(choice.why)
     if arguments.dry_run:
         return {**_told_plan(plan, backbone, settings), "trunk_cache": choice.why}
+    assert tuning is not None
     return _train(
-        arguments, console, command, cache, rows, backbone, plan, settings, device, refit, choice, fingerprint
+        arguments, console, command, cache, tuning, backbone, plan, settings, device, refit, choice, fingerprint, found
     )
 
 
@@ -92,7 +118,7 @@ def _train(
     console: Console,
     command: str,
     cache: Cache,
-    rows: Rows,
+    tuning: TuningRows,
     backbone: Backbone,
     plan: Plan,
     settings: Settings,
@@ -100,22 +126,15 @@ def _train(
     refit: bool,
     choice: TrunkChoice,
     fingerprint: Callable[[TrunkOption | None], str],
+    found: FoundRates | None,
 ) -> dict[str, Any]:
-    import torch
-
-    from featcache.datasets import load_dataset
-    from featcache.embed_command import default_workers
-    from finetune.cached_rows import origin_of, tuning_rows
+    from finetune.plan_tables import changes_table
     from finetune.publishing import publish
     from finetune.tuned_run import fine_tune, run_record
     from finetune.unfinished import work_folder
     from heads.fit_head_tables import metrics_table
     from heads.runs import new_run_name
 
-    origin = origin_of(cache)
-    dataset = load_dataset(origin.dataset, root=origin.root)
-    workers = default_workers(dataset, device) if arguments.workers is None else arguments.workers
-    tuning = tuning_rows(cache, rows, device=device, augment=settings.augment, workers=workers, dataset=dataset)
     note = (
         "the final model is trained again on train and validation, for as many epochs as were best"
         if refit
@@ -126,7 +145,7 @@ def _train(
     work = work_folder(arguments.runs_dir, fingerprint(option), command=command, resume=arguments.resume)
     for told in work.notes:
         console.note(f"  {told}")
-    try:
+    with _enough_memory(device, settings):
         if option is not None:
             trunk = trunk_cached(arguments, console, command, option, cache, tuning, backbone, settings, device)
         if option is not None and trunk is None:
@@ -151,9 +170,6 @@ def _train(
                 on_epoch=_epoch_teller(console, plan, refit=refit),
                 on_step=progress,
             )
-    except torch.cuda.OutOfMemoryError as error:
-        mend = "take a smaller --batch-size with --accumulate, --checkpointing, or --precision bf16"
-        raise UserError(f"{device} has too little memory for batches of {settings.batch_size}: {mend}") from error
     record = run_record(
         cache,
         tuning,
@@ -165,15 +181,43 @@ def _train(
         notes=tuple(notes),
         trunk=trunk,
     )
+    if found is not None:
+        record["range_test"] = found.to_json()
     stem = f"{cache.dataset}-{cache.encoder['backbone']}-{plan.method}"
     folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, stem))
-    publish(folder, record=record, tuned=tuned, model=backbone.staged.model)
+    publish(folder, record=record, tuned=tuned, model=backbone.staged.model, found=found)
     shutil.rmtree(work.folder, ignore_errors=True)
     console.note(f"{plan.method}: {record['selection']['how']}; {record['cost']['fit_s']:.1f} s; run {folder}")
     if record["selection"]["at_grid_edge"]:
         console.note("  WARNING: the last epoch was the best: more --epochs may do better")
+    console.table(*changes_table(tuned.changes))
     console.table(*metrics_table([record]))
     return record
+
+
+@contextmanager
+def _enough_memory(device: torch.device, settings: Settings) -> Iterator[None]:
+    """Say what mends it where there is not."""
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        mend = "take a smaller --batch-size with --accumulate, --checkpointing, or --precision bf16"
+        raise UserError(f"{device} has too little memory for batches of {settings.batch_size}: {mend}") from error
+
+
+def _images(
+    arguments: argparse.Namespace, cache: Cache, rows: Rows, settings: Settings, device: torch.device
+) -> TuningRows:
+    from featcache.datasets import load_dataset
+    from featcache.embed_command import default_workers
+    from finetune.cached_rows import origin_of, tuning_rows
+
+    origin = origin_of(cache)
+    dataset = load_dataset(origin.dataset, root=origin.root)
+    workers = default_workers(dataset, device) if arguments.workers is None else arguments.workers
+    return tuning_rows(cache, rows, device=device, augment=settings.augment, workers=workers, dataset=dataset)
 
 
 def _tell_rows(console: Console, cache: Cache, rows: Rows, backbone: Backbone) -> None:

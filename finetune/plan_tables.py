@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from featcache.stages import StagedModel
+from finetune.changes import StageChange
+from finetune.gradient_probe import Probe
 from finetune.plans import Plan
+from finetune.rate_finder import FoundRates
 from finetune.settings import Settings
 from finetune.thawing import count_parameters
 from heads.fit_head_tables import Table
@@ -48,3 +53,44 @@ def phases_table(plan: Plan, staged: StagedModel, settings: Settings, *, n_train
         )
     columns = ("phase", "trains", "runs without gradient", "head's rate", "epochs", "steps")
     return Table(f"{settings.optimizer}, {settings.schedule}; {n_train:,} rows an epoch", columns, lines)
+
+
+def changes_table(changes: Sequence[StageChange]) -> Table:
+    """How far training moved each stage's weights, and how hard the loss still pulls at them."""
+    lines = [
+        (
+            change.stage,
+            f"{change.n_parameters:,}",
+            "–" if change.weight_change is None else f"{change.weight_change:.3g}",
+            "–" if change.gradient_norm is None else f"{change.gradient_norm:.3g}",
+        )
+        for change in changes
+    ]
+    columns = ("stage", "parameters", "weights moved by", "gradient")
+    return Table("what changed, relative to the weights' norm", columns, lines)
+
+
+def probe_table(probe: Probe, staged: StagedModel) -> Table:
+    """How hard the loss pulls at each stage before training."""
+    lines = [
+        (
+            stage.name,
+            f"{stage.n_parameters:,}",
+            f"{probe.gradient_norms[stage.name]:.3g}",
+            "thaw" if stage.name in probe.suggested else "",
+        )
+        for stage in staged.stages
+    ]
+    n_head = sum(parameter.numel() for parameter in staged.head.parameters())
+    lines.append((f"{staged.head_name} (head)", f"{n_head:,}", f"{probe.head:.3g}", ""))
+    title = f"gradients before training, relative to the weights' norm, on {probe.n_rows:,} rows"
+    return Table(title, ("stage", "parameters", "gradient", ""), lines)
+
+
+def found_table(found: FoundRates, plan: Plan) -> Table:
+    """The rates that a range test suggests: the head's, and the stages' that differ from it."""
+    groups = [plan.head, *(name for name in reversed(plan.trained) if plan.rates[name] != plan.rates[plan.head])]
+    lines = []
+    for what, rate in (("steepest", found.steepest), ("valley", found.valley), ("minimum / 10", found.minimum_tenth)):
+        lines.append((what, *(f"{rate * plan.rates[name] / plan.rates[plan.head]:.3g}" for name in groups)))
+    return Table("peak rates by range test", ("", f"{plan.head} (head)", *groups[1:]), lines)

@@ -1,4 +1,4 @@
-"""The history of a fine-tuning in, a picture out. Needs the ``plots`` extra."""
+"""The history of a fine-tuning, or a range test, in, a picture out. Needs the ``plots`` extra."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from finetune.rate_finder import FoundRates
 
 _TRAIN, _VAL, _GREY = "#8a8a8a", "#2b6ca3", "#b9b9b9"
 
@@ -35,6 +37,32 @@ def draw_history(history: Sequence[Mapping[str, Any]], *, best_epoch: int, path:
         axes.set(xlabel="epoch", ylabel=what)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def draw_rates(found: FoundRates, *, path: Path) -> Path:
+    """Draw loss by learning rate, as it was and smoothed, with the rates that it suggests.
+
+    Args:
+        found: by a range test.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(found.rates, found.losses, ".", ms=3, color=_GREY, label="each step")
+    axes.plot(found.rates, found.smoothed, color=_VAL, label="smoothed")
+    for name, style in (("steepest", ":"), ("valley", "-"), ("minimum_tenth", "--")):
+        rate = getattr(found, name)
+        label = f"{name.replace('_tenth', ' / 10')}, {rate:.2g}"
+        axes.axvline(rate, color=_TRAIN, linestyle=style, linewidth=1, label=label)
+    low, high = min(found.smoothed), max(found.smoothed)
+    axes.set(xscale="log", xlabel="learning rate of the head", ylabel="loss")
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     return path

@@ -14,12 +14,17 @@ import torch
 from torch import nn
 
 from featcache.tuned_weights import MODEL_FILE
+from finetune.rate_finder import FoundRates
 from finetune.tuned_run import TunedRun
 from heads.runs import published
 
 
-def publish(folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: nn.Module) -> None:
-    """Write a run's folder, whole or not at all; its weights are what ``bin/embed --weights`` takes.
+def publish(
+    folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: nn.Module, found: FoundRates | None = None
+) -> None:
+    """Write a run's folder, whole or not at all; with the curve of its range test, where there was one.
+
+    Its weights are what ``bin/embed --weights`` takes.
 
     Raises:
         UserError: it can't be written.
@@ -33,6 +38,8 @@ def publish(folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: 
             file.flush()
             os.fsync(file.fileno())
         if find_spec("matplotlib"):
-            from finetune.plots import draw_history
+            from finetune.plots import draw_history, draw_rates
 
             draw_history(tuned.history, best_epoch=tuned.chosen.best_epoch, path=temporary / "history.png")
+            if found is not None:
+                draw_rates(found, path=temporary / "rates.png")

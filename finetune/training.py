@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import UserError
-from featcache.machine import full_fp32
 from featcache.stages import StagedModel
 from finetune.averaging import WeightAverage
+from finetune.changes import MEASURED_STEPS, GradientNorms
 from finetune.checkpointing import Best, Progress, load_checkpoint, save_checkpoint
 from finetune.forward import Forward, scores_of
 from finetune.mixing import mixed
 from finetune.optimizers import make_optimizer, rates_of, set_rates
 from finetune.plans import Plan
 from finetune.rates import rate_factor
+from finetune.repeating import reproducible, seed_by, shuffled
 from finetune.settings import Settings
 from finetune.sources import Labels, Source
-from finetune.thawing import check_frozen, check_gradients, frozen_sha256, moving_state, thaw
+from finetune.thawing import check_frozen, check_gradients, frozen_sha256, group_of, moving_state, thaw
 
 #: Steps after which the loss is looked at: on a GPU that waits for all that was asked of it.
 _LOOK = 20
@@ -42,7 +43,8 @@ class Trained:
     Attributes:
         history: an entry an epoch: epoch (from 1), phase, train_loss and train_accuracy (of the batches as they were
             trained on), val_loss and val_accuracy (None without validation), lr (the head's, at the epoch's end),
-            rates (every group's, likewise), seconds (validation included), images_per_s (in training).
+            rates (every group's, likewise), gradients (norms relative to the weights', by group, see
+            `finetune.changes`), seconds (validation included), images_per_s (in training).
         best_epoch: how many epochs made the weights: those up to the best by validation, or all without validation.
         val_scores: (N, n_classes) float32 logits of the validation rows by these weights, or None.
         frozen_sha256: of all that never trains, before and after.
@@ -118,7 +120,7 @@ def train(
     last_epoch = plan.epochs if stop_after is None else stop_after
     phase_number = -1
     last_save, save_s = time.perf_counter(), 0.0
-    with _reproducible(settings, device):
+    with reproducible(settings, device):
         for epoch in range(progress.epochs, progress.epochs if progress.stopped else last_epoch):
             begun = time.perf_counter()
             number, first_epoch = plan.phase_at(epoch)
@@ -133,7 +135,8 @@ def train(
                 forward = Forward(staged, cut=thawed.cut, source_cut=source.cut, settings=settings, device=device)
 
             thawed.set_modes()
-            micro_batches = _shuffled(len(rows.labels), n_micro, seed=(settings.seed, epoch))
+            gradients = GradientNorms(thawed.parameters, group_of(staged))
+            micro_batches = shuffled(len(rows.labels), n_micro, seed=(settings.seed, epoch))
             stream = source.batches(micro_batches, augment=True)
             n_seen = epoch * len(rows.labels)
             loss_sum = torch.zeros((), device=device)
@@ -149,7 +152,7 @@ def train(
                 turns = range(step * settings.accumulate, min((step + 1) * settings.accumulate, n_micro))
                 n_images = sum(len(micro_batches[i]) for i in turns)
                 for i in turns:
-                    _seed(settings.seed, epoch, i)
+                    seed_by(settings.seed, epoch, i)
                     inputs = next(stream)
                     labels = torch.from_numpy(rows.labels[micro_batches[i]]).to(device)
                     inputs, targets = mixed(inputs, labels, mix=settings.mix, n_classes=staged.head.out_features)
@@ -159,8 +162,10 @@ def train(
                     loss_sum += loss.detach()
                     right += (logits.detach().argmax(dim=1) == labels).sum()
                 never_moved &= thawed.without_gradient()
+                scaler.unscale_(optimizer)
+                if step % -(-n_steps // MEASURED_STEPS) == 0:
+                    gradients.add()
                 if settings.clip is not None:
-                    scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(list(thawed.parameters.values()), settings.clip)
                 scaler.step(optimizer)
                 scaler.update()
@@ -183,6 +188,7 @@ def train(
                 "val_accuracy": None,
                 "lr": rates_of(optimizer)[plan.head],
                 "rates": {group: rates_of(optimizer)[group] for group in (*phase.stages, plan.head)},
+                "gradients": gradients.means(),
                 "seconds": 0.0,
                 "images_per_s": round(len(rows.labels) / seconds, 1),
             }
@@ -233,16 +239,6 @@ def train(
     )
 
 
-def _shuffled(n_rows: int, n_parts: int, *, seed: tuple[int, int]) -> list[Labels]:
-    """All row numbers in a random order, in parts that differ by one row at most, so that none is a sliver."""
-    return np.array_split(np.random.default_rng(seed).permutation(n_rows), n_parts)
-
-
-def _seed(*numbers: int) -> None:
-    """Seed torch's generators, on all devices, by all of these numbers."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
-
-
 def _best(
     best: Best | None, epoch: int, scores: NDArray[np.float32], labels: Labels, moving: Mapping[str, Tensor]
 ) -> tuple[float, float, Best]:
@@ -266,16 +262,3 @@ def _refuse_not_finite(loss: float, epoch: int, step: int) -> None:
         raise UserError(
             f"the loss is not finite by step {step + 1} of epoch {epoch + 1}: take a lower --lr, --clip 1, or fp32"
         )
-
-
-@contextmanager
-def _reproducible(settings: Settings, device: torch.device) -> Iterator[None]:
-    """Choose algorithms that give the same bits again, and leave the caller's random numbers as they were."""
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices), full_fp32() if settings.precision == "fp32" else nullcontext():
-            yield
-    finally:
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,11 +17,12 @@ from featcache.cache import Cache
 from featcache.machine import device_name, versions
 from featcache.stages import StagedModel
 from finetune.cached_rows import TuningRows
+from finetune.changes import StageChange, stage_changes
 from finetune.forward import Forward, scores_of
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.sources import Source
-from finetune.thawing import count_parameters, moving_state
+from finetune.thawing import count_parameters
 from finetune.training import Trained, train
 from finetune.trunk_cache import TrunkCached
 from heads.evidence.metrics import Metrics, evaluate
@@ -43,6 +44,7 @@ class TunedRun:
         metrics: ``train`` (of the final model on what it was trained on), ``val`` (of the chosen one, which never saw
             it), ``test``.
         predictions: ids, labels and scores of val and test, as in ``predictions.npz``.
+        changes: from the start to the final model, by stage; the head's is the last.
     """
 
     plan: Plan
@@ -51,6 +53,7 @@ class TunedRun:
     refitted: Trained | None
     metrics: dict[str, Metrics]
     predictions: dict[str, NDArray[Any]]
+    changes: tuple[StageChange, ...]
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -94,8 +97,7 @@ def fine_tune(
     Raises:
         UserError: as training does, or where an image changed.
     """
-    moving = moving_state(staged, plan.trained, plan.batch_norm)
-    start = {name: tensor.detach().clone() for name, tensor in moving.items()}
+    start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in staged.model.state_dict().items()}
     first, n_dev = plan.epochs * len(rows.train.labels), len(rows.train.labels) + len(rows.val.labels)
     in_all = first + (plan.epochs * n_dev if refit else 0)
     chosen = train(
@@ -114,7 +116,7 @@ def fine_tune(
     assert chosen.val_scores is not None
     refitted, fitted_on = None, rows.train
     if refit:
-        staged.model.load_state_dict(start, strict=False)
+        staged.model.load_state_dict(start)
         fitted_on = rows.train.joined(rows.val)
         refitted = train(
             staged,
@@ -154,6 +156,7 @@ def fine_tune(
             **_predictions("val", rows.rows.val, chosen.val_scores),
             **_predictions("test", rows.rows.test, test_scores),
         },
+        changes=stage_changes(staged, start, (refitted or chosen).history),
     )
 
 
@@ -233,6 +236,7 @@ def run_record(
             "device_name": device_name(device),
             **gpu,
         },
+        "changes": [asdict(change) for change in tuned.changes],
         "history": tuned.history,
         "environment": versions(),
     }
