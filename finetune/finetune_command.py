@@ -19,9 +19,11 @@ from finetune.asked_command import (
     rows_of,
     settings_of,
 )
+from finetune.forgetting_command import forgetting_table, score_start, score_tuned
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from featcache.backbones import Backbone
     from featcache.cache import Cache
@@ -48,6 +50,7 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
 
     from featcache.machine import choose_device, device_name, keep_freed_memory
     from finetune.cached_rows import backbone_of
+    from finetune.holding import check_holding
     from finetune.new_head import replace_head, set_head
 
     keep_freed_memory()
@@ -56,6 +59,8 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     backbone = backbone_of(cache, from_scratch=arguments.from_scratch, seed=arguments.seed)
     staged = backbone.staged
     plan = plan_of(arguments, staged, pretrained=backbone.weights["name"] != "none")
+    check_holding(settings, plan)
+    own_head = staged.head
     replace_head(staged, len(rows.class_names), seed=arguments.seed)
     _tell_rows(console, cache, rows, backbone)
     if plan.init_head is not None:
@@ -70,7 +75,7 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     console.note(f"device {device} ({device_name(device)}), {settings.precision}")
     if arguments.dry_run:
         return _told_plan(plan, backbone, settings)
-    return _train(arguments, console, command, cache, rows, backbone, plan, settings, device, refit)
+    return _train(arguments, console, command, cache, rows, backbone, plan, settings, device, refit, own_head)
 
 
 def _train(
@@ -84,12 +89,14 @@ def _train(
     settings: Settings,
     device: torch.device,
     refit: bool,
+    own_head: nn.Linear,
 ) -> dict[str, Any]:
     import torch
 
     from featcache.datasets import load_dataset
     from featcache.embed_command import default_workers
     from finetune.cached_rows import origin_of, tuning_rows
+    from finetune.holding import held
     from finetune.publishing import publish
     from finetune.tuned_run import fine_tune, run_record
     from finetune.unfinished import fingerprint_of, work_folder
@@ -110,7 +117,9 @@ def _train(
     work = work_folder(arguments.runs_dir, fingerprint, command=command, resume=arguments.resume)
     for told in work.notes:
         console.note(f"  {told}")
+    before = score_start(arguments, console, cache, backbone, device)
     try:
+        holding = held(backbone.staged, plan, tuning.train, head=own_head, settings=settings, device=device)
         with console.progress("training", "images") as progress:
             tuned = fine_tune(
                 backbone.staged,
@@ -118,6 +127,7 @@ def _train(
                 tuning,
                 settings=settings,
                 device=device,
+                terms=holding.terms,
                 refit=refit,
                 work=work.folder,
                 fingerprint=fingerprint,
@@ -137,7 +147,10 @@ def _train(
         device=device,
         command=command,
         notes=(note,),
+        held=holding.told,
     )
+    if before is not None:
+        record["forgetting"] = score_tuned(arguments, console, cache, backbone, device, before)
     stem = f"{cache.dataset}-{cache.encoder['backbone']}-{plan.method}"
     folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, stem))
     publish(folder, record=record, tuned=tuned, model=backbone.staged.model)
@@ -145,7 +158,11 @@ def _train(
     console.note(f"{plan.method}: {record['selection']['how']}; {record['cost']['fit_s']:.1f} s; run {folder}")
     if record["selection"]["at_grid_edge"]:
         console.note("  WARNING: the last epoch was the best: more --epochs may do better")
+    if tuned.interpolated is not None:
+        console.note(f"  weights: {tuned.interpolated.share:g} of the tuned ones, the rest of the start")
     console.table(*metrics_table([record]))
+    if "forgetting" in record:
+        console.table(*forgetting_table(record["forgetting"]))
     return record
 
 

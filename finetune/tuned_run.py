@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featcache import layout
 from featcache.cache import Cache
@@ -18,6 +19,8 @@ from featcache.machine import device_name, versions
 from featcache.stages import StagedModel
 from finetune.cached_rows import TuningRows
 from finetune.forward import Forward, scores_of
+from finetune.interpolation import Interpolated, between, interpolate, overwrite
+from finetune.penalties import Term
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.sources import Source
@@ -39,6 +42,7 @@ class TunedRun:
         plan, settings: how.
         chosen: the training on train alone, whose best epoch validation chose.
         refitted: the training on train and validation for as many epochs, or None.
+        interpolated: how the weights were averaged with the start's, or None.
         metrics: ``train`` (of the final model on what it was trained on), ``val`` (of the chosen one, which never saw
             it), ``test``.
         predictions: ids, labels and scores of val and test, as in ``predictions.npz``.
@@ -48,6 +52,7 @@ class TunedRun:
     settings: Settings
     chosen: Trained
     refitted: Trained | None
+    interpolated: Interpolated | None
     metrics: dict[str, Metrics]
     predictions: dict[str, NDArray[Any]]
 
@@ -70,6 +75,7 @@ def fine_tune(
     *,
     settings: Settings,
     device: torch.device,
+    terms: Sequence[Term] = (),
     refit: bool = True,
     work: Path | None = None,
     fingerprint: str = "",
@@ -84,6 +90,7 @@ def fine_tune(
         plan, settings: what trains, and how.
         rows: disjoint train, val and test.
         device: where to compute.
+        terms: to be added to the loss of each step, in both trainings.
         refit: whether the final model is trained from the start on train and validation, for as many epochs as were
             best; otherwise it is the one that was chosen.
         work: a folder for checkpoints.
@@ -104,6 +111,7 @@ def fine_tune(
         settings=settings,
         validation=rows.val,
         device=device,
+        terms=terms,
         checkpoint=work and work / "chosen.pt",
         fingerprint=fingerprint,
         resume=resume,
@@ -111,6 +119,24 @@ def fine_tune(
         on_step=lambda done, _: on_step(done, in_all),
     )
     assert chosen.val_scores is not None
+    everything = len(staged.stages)
+    forward = Forward(staged, cut=everything, source_cut=0, settings=settings, device=device)
+
+    def scored(source: Source) -> NDArray[np.float32]:
+        return scores_of(forward, source, batch_size=settings.batch_size)
+
+    interpolated, val_scores = None, chosen.val_scores
+    moving = moving_state(staged, plan.trained, plan.batch_norm)  # where the device has it
+    if settings.wise_ft:
+        interpolated = interpolate(
+            start,
+            moving,
+            settings.wise_ft,
+            scores=lambda: scored(rows.val),
+            labels=rows.val.labels,
+            as_tuned=() if plan.init_head is not None else _head_of(staged, moving),
+        )
+        val_scores = interpolated.val_scores
     refitted, fitted_on = None, rows.train
     if refit:
         staged.model.load_state_dict(start, strict=False)
@@ -122,6 +148,7 @@ def fine_tune(
             settings=settings,
             validation=None,
             device=device,
+            terms=terms,
             stop_after=chosen.best_epoch,
             checkpoint=work and work / "refitted.pt",
             fingerprint=fingerprint,
@@ -129,17 +156,13 @@ def fine_tune(
             on_epoch=lambda entry: on_epoch({**entry, "phase": _REFIT + entry["phase"]}),
             on_step=lambda done, _: on_step(first + done, first + chosen.best_epoch * n_dev),
         )
-    everything = len(staged.stages)
-    forward = Forward(staged, cut=everything, source_cut=0, settings=settings, device=device)
-
-    def scored(source: Source) -> NDArray[np.float32]:
-        return scores_of(forward, source, batch_size=settings.batch_size)
-
+        if interpolated is not None:
+            overwrite(moving, between(start, moving, interpolated.share, as_tuned=interpolated.as_tuned))
     n_classes = len(rows.rows.class_names)
     test_scores = scored(rows.test)
     metrics = {
         "train": evaluate(scored(fitted_on), fitted_on.labels, n_classes, True, intervals=False),
-        "val": evaluate(chosen.val_scores, rows.val.labels, n_classes, True),
+        "val": evaluate(val_scores, rows.val.labels, n_classes, True),
         "test": evaluate(test_scores, rows.test.labels, n_classes, True),
     }
     return TunedRun(
@@ -147,9 +170,10 @@ def fine_tune(
         settings=settings,
         chosen=chosen,
         refitted=refitted,
+        interpolated=interpolated,
         metrics=metrics,
         predictions={
-            **_predictions("val", rows.rows.val, chosen.val_scores),
+            **_predictions("val", rows.rows.val, val_scores),
             **_predictions("test", rows.rows.test, test_scores),
         },
     )
@@ -165,6 +189,7 @@ def run_record(
     device: torch.device,
     command: str,
     notes: tuple[str, ...] = (),
+    held: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The keys of ``run.json`` for a fine-tuned model: those of a head's.
 
@@ -174,6 +199,7 @@ def run_record(
         weights: JSON of the weights that it began with, as `featcache.backbones.Backbone` tells them.
         device, command: where, and what asked for it.
         notes: sentences for the user on what was decided.
+        held: what held the model to its start, as `finetune.holding.Held` tells it.
     """
     trainable, total = count_parameters(staged, tuned.plan.trained)
     chosen, refitted = tuned.chosen, tuned.refitted
@@ -213,6 +239,8 @@ def run_record(
             "refit": refitted is not None,
             "at_grid_edge": ["epochs"] if chosen.best_epoch == tuned.plan.epochs else [],
         },
+        "held": dict(held or {}),
+        "wise_ft": tuned.interpolated and tuned.interpolated.to_json(),
         "converged": None,
         "notes": [*rows.rows.notes, *notes],
         "trainable_params": trainable,
@@ -231,6 +259,11 @@ def run_record(
         "history": tuned.history,
         "environment": versions(),
     }
+
+
+def _head_of(staged: StagedModel, moving: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of the final layer's weights."""
+    return tuple(name for name in moving if name.startswith(f"{staged.head_name}."))
 
 
 def _predictions(split: str, rows: SplitRows, scores: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
