@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Parser, add_subset_flags, names, new_parser, subset_of
 from featcache.errors import CacheError, UsageError
-from finetune.forgetting_command import add_forgetting_flags, check_forgetting_flags
+from finetune.forgetting_command import add_forgetting_flags, check_forgetting_flags, forgetting_settings
 
 if TYPE_CHECKING:
     import torch
@@ -183,9 +183,7 @@ def settings_of(arguments: argparse.Namespace, device: torch.device) -> Settings
         mix=arguments.mix,
         clip=arguments.clip,
         ema=arguments.ema,
-        l2_sp=arguments.l2_sp,
-        ewc=arguments.ewc,
-        wise_ft=arguments.wise_ft,
+        **forgetting_settings(arguments),
         precision=precision,
         checkpointing=arguments.checkpointing,
         channels_last=not arguments.no_channels_last,

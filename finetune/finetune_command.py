@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
@@ -19,7 +20,7 @@ from finetune.asked_command import (
     rows_of,
     settings_of,
 )
-from finetune.forgetting_command import forgetting_table, score_start, score_tuned
+from finetune.forgetting_command import forgetting_table, rehearsed_by, score_start, score_tuned
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.cache import Cache
     from finetune.plans import Plan
+    from finetune.rehearsal import Rehearsed
     from finetune.settings import Settings
     from heads.rows import Rows
 
@@ -75,7 +77,12 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     console.note(f"device {device} ({device_name(device)}), {settings.precision}")
     if arguments.dry_run:
         return _told_plan(plan, backbone, settings)
-    return _train(arguments, console, command, cache, rows, backbone, plan, settings, device, refit, own_head)
+    rehearsed = rehearsed_by(arguments, console, cache, backbone, device)
+    if rehearsed is not None:
+        settings = replace(settings, rehearsed=rehearsed.cache.fingerprint)
+    return _train(
+        arguments, console, command, cache, rows, backbone, plan, settings, device, refit, own_head, rehearsed
+    )
 
 
 def _train(
@@ -90,6 +97,7 @@ def _train(
     device: torch.device,
     refit: bool,
     own_head: nn.Linear,
+    rehearsed: Rehearsed | None,
 ) -> dict[str, Any]:
     import torch
 
@@ -119,7 +127,15 @@ def _train(
         console.note(f"  {told}")
     before = score_start(arguments, console, cache, backbone, device)
     try:
-        holding = held(backbone.staged, plan, tuning.train, head=own_head, settings=settings, device=device)
+        holding = held(
+            backbone.staged,
+            plan,
+            tuning.train,
+            head=own_head,
+            settings=settings,
+            device=device,
+            rehearsed=rehearsed,
+        )
         with console.progress("training", "images") as progress:
             tuned = fine_tune(
                 backbone.staged,

@@ -101,7 +101,7 @@ def tuned_backbone(start: Backbone) -> Backbone:
     )
 
 
-def scored(cache: Cache, *, clf: str, seed: int, val_fraction: float) -> Scored:
+def scored(cache: Cache, *, clf: str = "ridge", val_fraction: float = 0.1, seed: int = 0) -> Scored:
     """Fit a head on the cache's train and validation rows, and score it on its test rows.
 
     Raises:

@@ -14,6 +14,7 @@ from featcache.stages import StagedModel
 from finetune.fisher import fisher_information
 from finetune.penalties import PullToStart, Term, held_weights
 from finetune.plans import Plan
+from finetune.rehearsal import Rehearsal, Rehearsed
 from finetune.settings import Settings
 from finetune.sources import Source
 
@@ -31,25 +32,37 @@ class Held:
     told: dict[str, Any] = field(default_factory=dict)
 
 
-def check_holding(settings: Settings, plan: Plan, *, rehearse: bool = False) -> None:
+def check_holding(settings: Settings, plan: Plan) -> None:
     """Refuse what cannot be meant together.
 
     Raises:
         UsageError: something is to be kept near a start that is random, or that does not move.
     """
-    asked = {"--l2-sp": settings.l2_sp, "--ewc": settings.ewc, "--wise-ft": settings.wise_ft or None}
-    flags = [flag for flag, value in asked.items() if value is not None] + (["--rehearse"] if rehearse else [])
-    for flag in flags:
+    for flag, value in (
+        ("--l2-sp", settings.l2_sp),
+        ("--ewc", settings.ewc),
+        ("--wise-ft", settings.wise_ft or None),
+        ("--rehearse", settings.rehearse),
+    ):
+        if value is None:
+            continue
         if plan.from_scratch:
             raise UsageError(f"--from-scratch and {flag} exclude one another: random weights are not worth keeping")
         if not plan.trained:
             raise UsageError(f"{flag}: the head alone trains, so no stage can forget; add --unfreeze, or leave it out")
-    if rehearse and plan.batch_norm == "train":
+    if settings.rehearse is not None and plan.batch_norm == "train":
         raise UsageError("--rehearse: BatchNorm's statistics would be those of both sets mixed; take --bn eval")
 
 
 def held(
-    staged: StagedModel, plan: Plan, rows: Source, *, head: nn.Linear, settings: Settings, device: torch.device
+    staged: StagedModel,
+    plan: Plan,
+    rows: Source,
+    *,
+    head: nn.Linear,
+    settings: Settings,
+    device: torch.device,
+    rehearsed: Rehearsed | None = None,
 ) -> Held:
     """The terms that settings ask for; the model is moved to the device, and is to have the weights of its start.
 
@@ -58,6 +71,7 @@ def held(
         rows: to train on, which the Fisher information is estimated on.
         head: the final layer that the weights came with.
         settings, device: how, and where.
+        rehearsed: where settings ask for rehearsal.
     """
     terms: list[Term] = []
     told: dict[str, Any] = {}
@@ -70,4 +84,8 @@ def held(
         fisher = fisher_information(staged, head, rows, names=start, seed=settings.seed, device=device)
         terms.append(PullToStart(start, strength=settings.ewc, importance=fisher.diagonal))
         told["ewc"] = {"strength": settings.ewc, "fisher": fisher.to_json()}
+    if settings.rehearse is not None:
+        assert rehearsed is not None
+        terms.append(Rehearsal(staged, head, rehearsed, weight=settings.rehearse, settings=settings, device=device))
+        told["rehearsal"] = {"weight": settings.rehearse, **rehearsed.to_json()}
     return Held(terms=terms, told=told)

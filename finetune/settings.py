@@ -49,6 +49,8 @@ class Settings:
         ewc: the strength of EWC, likewise, weighted by the Fisher information (`finetune.fisher`).
         wise_ft: shares of the tuned weights in the final ones, from 0 to 1, the rest being those of the start; one is
             taken as given, of several the best by validation (`finetune.interpolation`); none leaves them as tuned.
+        rehearse: the weight of rehearsal, None for none (`finetune.rehearsal`).
+        rehearsed: the fingerprint of the cached features that rehearsal keeps to.
         patience: epochs of the last phase without a better one, after which training ends; None trains to the end.
         seed: of the head's weights, the order, augmentation and dropout.
 
@@ -75,6 +77,8 @@ class Settings:
     l2_sp: float | None = None
     ewc: float | None = None
     wise_ft: tuple[float, ...] = ()
+    rehearse: float | None = None
+    rehearsed: str | None = None
     patience: int | None = None
     seed: int = 0
 
@@ -104,7 +108,7 @@ class Settings:
             raise UsageError(f"--weight-decay {self.weight_decay:g}: expected a number from 0 on")
         if self.clip is not None and not 0 < self.clip < float("inf"):
             raise UsageError(f"--clip {self.clip:g}: expected a number above 0")
-        for name, strength in (("l2-sp", self.l2_sp), ("ewc", self.ewc)):
+        for name, strength in (("l2-sp", self.l2_sp), ("ewc", self.ewc), ("rehearse-weight", self.rehearse)):
             if strength is not None and not 0 < strength < float("inf"):
                 raise UsageError(f"--{name} {strength:g}: expected a number above 0")
         for part in self.wise_ft:

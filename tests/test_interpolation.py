@@ -89,7 +89,7 @@ def tuned(
     replace_head(staged, len(cache.class_names), seed=0)
     start = {name: tensor.clone() for name, tensor in staged.model.state_dict().items()}
     stages = [stage.name for stage in staged.stages]
-    plan = make_plan(stages, staged.head_name, lr=1e-3, epochs=2, unfreeze="layer4", batch_norm="train")
+    plan = make_plan(stages, staged.head_name, lr=1e-3, epochs=1, unfreeze="layer4", batch_norm="train")
     rows = tuning_rows(cache, load_rows(cache, val_fraction=0.2, rows_only=True), device=CPU)
     found = fine_tune(
         staged,
@@ -102,12 +102,11 @@ def tuned(
     return found, start, dict(staged.model.state_dict())
 
 
-@pytest.mark.parametrize("refit", [False, True])
-def test_a_run_ends_with_the_start_or_as_tuned(cache: Cache, refit: bool) -> None:
-    """BatchNorm's statistics with the weights; a head that began at random stays as tuned."""
-    plain, _, as_tuned = tuned(cache, (), refit=refit)
-    found, start, at_start = tuned(cache, (0.0,), refit=refit)
-    _, _, at_tuned = tuned(cache, (1.0,), refit=refit)
+def test_a_run_ends_with_the_start_or_as_tuned(cache: Cache) -> None:
+    """BatchNorm's statistics with the weights; a head that began at random stays as tuned, here in the refit."""
+    plain, _, as_tuned = tuned(cache, ())
+    found, start, at_start = tuned(cache, (0.0,))
+    _, _, at_tuned = tuned(cache, (1.0,))
     assert as_bytes(at_tuned) == as_bytes(as_tuned)
     for name, tensor in at_start.items():
         assert torch.equal(tensor, (as_tuned if name.startswith("fc.") else start)[name]), name
