@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Parser, add_subset_flags, names, new_parser, subset_of
 from featcache.errors import CacheError, UsageError
+from finetune.forgetting_command import add_forgetting_flags, check_forgetting_flags, forgetting_settings
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,7 @@ def new_finetune_parser() -> Parser:
     train.add_argument("--ema", type=float, metavar="D", help="score and keep a running average of the weights")
     train.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
     train.add_argument("--no-refit", action="store_true", help="keep the model that was trained without validation")
+    add_forgetting_flags(parser)
     work = parser.add_argument_group("work")
     work.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
     work.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
@@ -101,6 +103,7 @@ def new_finetune_parser() -> Parser:
 
 def check_flags(arguments: argparse.Namespace) -> None:
     """Refuse, before torch is imported, flags that make no sense. Raises UsageError."""
+    check_forgetting_flags(arguments)
     if not 0 < arguments.val_fraction < 1:
         raise UsageError(f"--val-fraction {arguments.val_fraction:g}: expected a number between 0 and 1")
     for flag, number in (("workers", arguments.workers), ("views", arguments.views)):
@@ -209,6 +212,7 @@ def settings_of(arguments: argparse.Namespace, device: torch.device) -> Settings
         mix=arguments.mix,
         clip=arguments.clip,
         ema=arguments.ema,
+        **forgetting_settings(arguments),
         precision=precision,
         checkpointing=arguments.checkpointing,
         channels_last=not arguments.no_channels_last,

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
@@ -21,16 +22,19 @@ from finetune.asked_command import (
     rows_of,
     settings_of,
 )
+from finetune.forgetting_command import forgetting_table, rehearsed_by, score_start, score_tuned
 from finetune.trunk_command import trunk_cached, trunk_choice_of
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from featcache.backbones import Backbone
     from featcache.cache import Cache
     from finetune.cached_rows import TuningRows
     from finetune.plans import Plan
     from finetune.rate_finder import FoundRates
+    from finetune.rehearsal import Rehearsed
     from finetune.settings import Settings
     from finetune.trunk_choice import TrunkChoice, TrunkOption
     from heads.rows import Rows
@@ -54,6 +58,7 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
 
     from featcache.machine import choose_device, device_name, keep_freed_memory
     from finetune.cached_rows import backbone_of
+    from finetune.holding import check_holding
     from finetune.new_head import replace_head, set_head
     from finetune.unfinished import fingerprint_of
 
@@ -63,6 +68,8 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
     backbone = backbone_of(cache, from_scratch=arguments.from_scratch, seed=arguments.seed)
     staged = backbone.staged
     plan = plan_of(arguments, staged, pretrained=backbone.weights["name"] != "none")
+    check_holding(settings, plan)
+    own_head = staged.head
     replace_head(staged, len(rows.class_names), seed=arguments.seed)
     _tell_rows(console, cache, rows, backbone)
     if plan.init_head is not None:
@@ -96,6 +103,11 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
         plan = plan_of(arguments, staged, pretrained=backbone.weights["name"] != "none")
     _tell_plan(console, plan, backbone, settings, n_train=len(rows.train))
     console.note(f"device {device} ({device_name(device)}), {settings.precision}")
+    rehearsed = None
+    if not arguments.dry_run:
+        rehearsed = rehearsed_by(arguments, console, cache, backbone, device)
+    if rehearsed is not None:
+        settings = replace(settings, rehearsed=rehearsed.cache.fingerprint)
 
     def fingerprint(option: TrunkOption | None) -> str:
         trunk = None if option is None else option.to_json()
@@ -109,7 +121,21 @@ def _tune(arguments: argparse.Namespace, console: Console, command: str) -> dict
         return {**_told_plan(plan, backbone, settings), "trunk_cache": choice.why}
     assert tuning is not None
     return _train(
-        arguments, console, command, cache, tuning, backbone, plan, settings, device, refit, choice, fingerprint, found
+        arguments,
+        console,
+        command,
+        cache,
+        tuning,
+        backbone,
+        plan,
+        settings,
+        device,
+        refit,
+        choice,
+        fingerprint,
+        found,
+        own_head,
+        rehearsed,
     )
 
 
@@ -127,7 +153,10 @@ def _train(
     choice: TrunkChoice,
     fingerprint: Callable[[TrunkOption | None], str],
     found: FoundRates | None,
+    own_head: nn.Linear,
+    rehearsed: Rehearsed | None,
 ) -> dict[str, Any]:
+    from finetune.holding import held
     from finetune.plan_tables import changes_table
     from finetune.publishing import publish
     from finetune.tuned_run import fine_tune, run_record
@@ -145,6 +174,7 @@ def _train(
     work = work_folder(arguments.runs_dir, fingerprint(option), command=command, resume=arguments.resume)
     for told in work.notes:
         console.note(f"  {told}")
+    before = score_start(arguments, console, cache, backbone, device)
     with _enough_memory(device, settings):
         if option is not None:
             trunk = trunk_cached(arguments, console, command, option, cache, tuning, backbone, settings, device)
@@ -156,6 +186,15 @@ def _train(
         if trunk is not None:
             notes.append(trunk.told(plan))
             console.note(f"  {notes[-1]}")
+        holding = held(
+            backbone.staged,
+            plan,
+            tuning.train,
+            head=own_head,
+            settings=settings,
+            device=device,
+            rehearsed=rehearsed,
+        )
         with console.progress("training", "images") as progress:
             tuned = fine_tune(
                 backbone.staged,
@@ -163,6 +202,7 @@ def _train(
                 tuning if trunk is None else trunk.rows,
                 settings=settings,
                 device=device,
+                terms=holding.terms,
                 refit=refit,
                 work=work.folder,
                 fingerprint=fingerprint(option),
@@ -180,9 +220,12 @@ def _train(
         command=command,
         notes=tuple(notes),
         trunk=trunk,
+        held=holding.told,
     )
     if found is not None:
         record["range_test"] = found.to_json()
+    if before is not None:
+        record["forgetting"] = score_tuned(arguments, console, cache, backbone, device, before)
     stem = f"{cache.dataset}-{cache.encoder['backbone']}-{plan.method}"
     folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, stem))
     publish(folder, record=record, tuned=tuned, model=backbone.staged.model, found=found)
@@ -191,7 +234,11 @@ def _train(
     if record["selection"]["at_grid_edge"]:
         console.note("  WARNING: the last epoch was the best: more --epochs may do better")
     console.table(*changes_table(tuned.changes))
+    if tuned.interpolated is not None:
+        console.note(f"  weights: {tuned.interpolated.share:g} of the tuned ones, the rest of the start")
     console.table(*metrics_table([record]))
+    if "forgetting" in record:
+        console.table(*forgetting_table(record["forgetting"]))
     return record
 
 

@@ -19,7 +19,8 @@ def make_optimizer(staged: StagedModel, plan: Plan, settings: Settings) -> Optim
 
     Parameters without a gradient are passed over, with neither momentum nor weight decay; so those that a later phase
     thaws join by getting gradients, the momentum of the others goes on, and a checkpoint holds the same groups at any
-    time. Each stage has a group of matrices and one of vectors (biases, norms), which take no weight decay.
+    time. Each stage has a group of matrices and one of vectors (biases, norms), which take no weight decay. Stages that
+    are held to their start have none either: it would pull them elsewhere.
     """
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, group in group_of(staged).items():
@@ -32,7 +33,7 @@ def make_optimizer(staged: StagedModel, plan: Plan, settings: Settings) -> Optim
             "name": group,
             "lr": plan.rates[group],
             "peak": plan.rates[group],
-            "weight_decay": settings.decay if decayed else 0.0,
+            "weight_decay": settings.decay if decayed and (group == plan.head or not settings.holds_start) else 0.0,
         }
         for (group, decayed), parameters in members.items()
     ]

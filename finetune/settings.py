@@ -21,6 +21,8 @@ RATES: dict[str, tuple[float, float, float]] = {
 }
 #: Weight decay where none is given; adam's is added to the gradient, so that it takes less.
 DECAYS: dict[str, float] = {"adamw": 0.01, "adam": 0.0, "sgd": 1e-4}
+#: The shares of the tuned weights that ``--wise-ft auto`` tries.
+ALL_SHARES = tuple(round(0.1 * k, 1) for k in range(11))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,13 @@ class Settings:
         checkpointing: whether each thawed stage keeps its input alone and is computed again for the gradient.
         channels_last: the memory order of images and weights.
         compile: whether torch.compile is applied.
+        l2_sp: the strength of L2-SP, None for none: thawed stages are pulled to the weights that they began with, and
+            have no weight decay (`finetune.penalties`).
+        ewc: the strength of EWC, likewise, weighted by the Fisher information (`finetune.fisher`).
+        wise_ft: shares of the tuned weights in the final ones, from 0 to 1, the rest being those of the start; one is
+            taken as given, of several the best by validation (`finetune.interpolation`); none leaves them as tuned.
+        rehearse: the weight of rehearsal, None for none (`finetune.rehearsal`).
+        rehearsed: the fingerprint of the cached features that rehearsal keeps to.
         patience: epochs of the last phase without a better one, after which training ends; None trains to the end.
         seed: of the head's weights, the order, augmentation and dropout.
 
@@ -65,6 +74,11 @@ class Settings:
     checkpointing: bool = False
     channels_last: bool = True
     compile: bool = False
+    l2_sp: float | None = None
+    ewc: float | None = None
+    wise_ft: tuple[float, ...] = ()
+    rehearse: float | None = None
+    rehearsed: str | None = None
     patience: int | None = None
     seed: int = 0
 
@@ -94,11 +108,22 @@ class Settings:
             raise UsageError(f"--weight-decay {self.weight_decay:g}: expected a number from 0 on")
         if self.clip is not None and not 0 < self.clip < float("inf"):
             raise UsageError(f"--clip {self.clip:g}: expected a number above 0")
+        for name, strength in (("l2-sp", self.l2_sp), ("ewc", self.ewc), ("rehearse-weight", self.rehearse)):
+            if strength is not None and not 0 < strength < float("inf"):
+                raise UsageError(f"--{name} {strength:g}: expected a number above 0")
+        for part in self.wise_ft:
+            if not 0 <= part <= 1:
+                raise UsageError(f"--wise-ft {part:g}: expected numbers from 0 (the start) to 1 (as tuned), or auto")
 
     @property
     def decay(self) -> float:
         """The weight decay that is applied."""
         return DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
+
+    @property
+    def holds_start(self) -> bool:
+        """Whether thawed stages are pulled to their start, and so have no weight decay."""
+        return self.l2_sp is not None or self.ewc is not None
 
     @property
     def rise(self) -> float:

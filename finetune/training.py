@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from finetune.checkpointing import Best, Progress, load_checkpoint, save_checkpo
 from finetune.forward import Forward, scores_of
 from finetune.mixing import mixed
 from finetune.optimizers import make_optimizer, rates_of, set_rates
+from finetune.penalties import Term
 from finetune.plans import Plan
 from finetune.rates import rate_factor
 from finetune.repeating import reproducible, seed_by, shuffled
@@ -44,7 +45,8 @@ class Trained:
         history: an entry an epoch: epoch (from 1), phase, train_loss and train_accuracy (of the batches as they were
             trained on), val_loss and val_accuracy (None without validation), lr (the head's, at the epoch's end),
             rates (every group's, likewise), gradients (norms relative to the weights', by group, see
-            `finetune.changes`), seconds (validation included), images_per_s (in training).
+            `finetune.changes`), seconds (validation included), images_per_s (in training), and penalty (the mean over
+            steps of the terms that were added to the loss) where there are some.
         best_epoch: how many epochs made the weights: those up to the best by validation, or all without validation.
         val_scores: (N, n_classes) float32 logits of the validation rows by these weights, or None.
         frozen_sha256: of all that never trains, before and after.
@@ -66,6 +68,7 @@ def train(
     settings: Settings,
     validation: Source | None,
     device: torch.device,
+    terms: Sequence[Term] = (),
     stop_after: int | None = None,
     checkpoint: Path | None = None,
     fingerprint: str = "",
@@ -85,6 +88,7 @@ def train(
         settings: how.
         validation: rows that decide which epoch is the best, and whether to stop early; None trains to the end.
         device: where to compute; the model is moved there.
+        terms: to be added to the loss of each step, beside that of its images.
         stop_after: so many epochs of the plan's are gone through; the rates are as if all were.
         checkpoint: a file to keep the state after an epoch in: after the first, the last, and others as
             `CHECKPOINT_SHARE` allows.
@@ -141,6 +145,7 @@ def train(
             n_seen = epoch * len(rows.labels)
             loss_sum = torch.zeros((), device=device)
             right = torch.zeros((), dtype=torch.int64, device=device)
+            penalty_sum = torch.zeros((), device=device)
             for step in range(n_steps):
                 factor = phase.factor * rate_factor(
                     (epoch - first_epoch) * n_steps + step,
@@ -162,6 +167,11 @@ def train(
                     loss_sum += loss.detach()
                     right += (logits.detach().argmax(dim=1) == labels).sum()
                 never_moved &= thawed.without_gradient()
+                for term in terms:
+                    penalty = term(thawed, epoch=epoch, step=step)
+                    if penalty.requires_grad:
+                        scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
+                        penalty_sum += penalty.detach()
                 scaler.unscale_(optimizer)
                 if step % -(-n_steps // MEASURED_STEPS) == 0:
                     gradients.add()
@@ -191,6 +201,7 @@ def train(
                 "gradients": gradients.means(),
                 "seconds": 0.0,
                 "images_per_s": round(len(rows.labels) / seconds, 1),
+                **({"penalty": float(penalty_sum) / n_steps} if terms else {}),
             }
             if validation is not None:
                 model.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featcache import layout
 from featcache.cache import Cache
@@ -19,10 +20,12 @@ from featcache.stages import StagedModel
 from finetune.cached_rows import TuningRows
 from finetune.changes import StageChange, stage_changes
 from finetune.forward import Forward, scores_of
+from finetune.interpolation import Interpolated, between, interpolate, overwrite
+from finetune.penalties import Term
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.sources import Source
-from finetune.thawing import count_parameters
+from finetune.thawing import count_parameters, moving_state
 from finetune.training import Trained, train
 from finetune.trunk_cache import TrunkCached
 from heads.evidence.metrics import Metrics, evaluate
@@ -41,6 +44,7 @@ class TunedRun:
         plan, settings: how.
         chosen: the training on train alone, whose best epoch validation chose.
         refitted: the training on train and validation for as many epochs, or None.
+        interpolated: how the weights were averaged with the start's, or None.
         metrics: ``train`` (of the final model on what it was trained on), ``val`` (of the chosen one, which never saw
             it), ``test``.
         predictions: ids, labels and scores of val and test, as in ``predictions.npz``.
@@ -51,6 +55,7 @@ class TunedRun:
     settings: Settings
     chosen: Trained
     refitted: Trained | None
+    interpolated: Interpolated | None
     metrics: dict[str, Metrics]
     predictions: dict[str, NDArray[Any]]
     changes: tuple[StageChange, ...]
@@ -74,6 +79,7 @@ def fine_tune(
     *,
     settings: Settings,
     device: torch.device,
+    terms: Sequence[Term] = (),
     refit: bool = True,
     work: Path | None = None,
     fingerprint: str = "",
@@ -88,6 +94,7 @@ def fine_tune(
         plan, settings: what trains, and how.
         rows: disjoint train, val and test.
         device: where to compute.
+        terms: to be added to the loss of each step, in both trainings.
         refit: whether the final model is trained from the start on train and validation, for as many epochs as were
             best; otherwise it is the one that was chosen.
         work: a folder for checkpoints.
@@ -107,6 +114,7 @@ def fine_tune(
         settings=settings,
         validation=rows.val,
         device=device,
+        terms=terms,
         checkpoint=work and work / "chosen.pt",
         fingerprint=fingerprint,
         resume=resume,
@@ -114,6 +122,26 @@ def fine_tune(
         on_step=lambda done, _: on_step(done, in_all),
     )
     assert chosen.val_scores is not None
+    never_moved = min(plan.cut(phase) for phase in plan.phases)
+
+    def scored(source: Source) -> NDArray[np.float32]:
+        seen = source.serving(never_moved)
+        forward = Forward(staged, cut=len(staged.stages), source_cut=seen.cut, settings=settings, device=device)
+        return scores_of(forward, seen, batch_size=settings.batch_size)
+
+    interpolated, val_scores = None, chosen.val_scores
+    moving = moving_state(staged, plan.trained, plan.batch_norm)  # where the device has it
+    began = {name: start[name] for name in moving}
+    if settings.wise_ft:
+        interpolated = interpolate(
+            began,
+            moving,
+            settings.wise_ft,
+            scores=lambda: scored(rows.val),
+            labels=rows.val.labels,
+            as_tuned=() if plan.init_head is not None else _head_of(staged, moving),
+        )
+        val_scores = interpolated.val_scores
     refitted, fitted_on = None, rows.train
     if refit:
         staged.model.load_state_dict(start)
@@ -125,6 +153,7 @@ def fine_tune(
             settings=settings,
             validation=None,
             device=device,
+            terms=terms,
             stop_after=chosen.best_epoch,
             checkpoint=work and work / "refitted.pt",
             fingerprint=fingerprint,
@@ -132,18 +161,13 @@ def fine_tune(
             on_epoch=lambda entry: on_epoch({**entry, "phase": _REFIT + entry["phase"]}),
             on_step=lambda done, _: on_step(first + done, first + chosen.best_epoch * n_dev),
         )
-    never_moved = min(plan.cut(phase) for phase in plan.phases)
-
-    def scored(source: Source) -> NDArray[np.float32]:
-        seen = source.serving(never_moved)
-        forward = Forward(staged, cut=len(staged.stages), source_cut=seen.cut, settings=settings, device=device)
-        return scores_of(forward, seen, batch_size=settings.batch_size)
-
+        if interpolated is not None:
+            overwrite(moving, between(began, moving, interpolated.share, as_tuned=interpolated.as_tuned))
     n_classes = len(rows.rows.class_names)
     test_scores = scored(rows.test)
     metrics = {
         "train": evaluate(scored(fitted_on), fitted_on.labels, n_classes, True, intervals=False),
-        "val": evaluate(chosen.val_scores, rows.val.labels, n_classes, True),
+        "val": evaluate(val_scores, rows.val.labels, n_classes, True),
         "test": evaluate(test_scores, rows.test.labels, n_classes, True),
     }
     return TunedRun(
@@ -151,9 +175,10 @@ def fine_tune(
         settings=settings,
         chosen=chosen,
         refitted=refitted,
+        interpolated=interpolated,
         metrics=metrics,
         predictions={
-            **_predictions("val", rows.rows.val, chosen.val_scores),
+            **_predictions("val", rows.rows.val, val_scores),
             **_predictions("test", rows.rows.test, test_scores),
         },
         changes=stage_changes(staged, start, (refitted or chosen).history),
@@ -171,6 +196,7 @@ def run_record(
     command: str,
     notes: tuple[str, ...] = (),
     trunk: TrunkCached | None = None,
+    held: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The keys of ``run.json`` for a fine-tuned model: those of a head's.
 
@@ -181,6 +207,7 @@ def run_record(
         device, command: where, and what asked for it.
         notes: sentences for the user on what was decided.
         trunk: the cache of maps that epochs were trained from, if any.
+        held: what held the model to its start, as `finetune.holding.Held` tells it.
     """
     trainable, total = count_parameters(staged, tuned.plan.trained)
     chosen, refitted = tuned.chosen, tuned.refitted
@@ -221,6 +248,8 @@ def run_record(
             "refit": refitted is not None,
             "at_grid_edge": ["epochs"] if chosen.best_epoch == tuned.plan.epochs else [],
         },
+        "held": dict(held or {}),
+        "wise_ft": tuned.interpolated and tuned.interpolated.to_json(),
         "converged": None,
         "notes": [*rows.rows.notes, *notes],
         "trainable_params": trainable,
@@ -240,6 +269,11 @@ def run_record(
         "history": tuned.history,
         "environment": versions(),
     }
+
+
+def _head_of(staged: StagedModel, moving: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of the final layer's weights."""
+    return tuple(name for name in moving if name.startswith(f"{staged.head_name}."))
 
 
 def _predictions(split: str, rows: SplitRows, scores: NDArray[np.float32]) -> dict[str, NDArray[Any]]:

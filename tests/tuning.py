@@ -88,7 +88,7 @@ def plan_for(staged: StagedModel, **flags: Any) -> Plan:
 
 def quick(staged: StagedModel, plan: Plan, *, n: int = 24, rows: Source | None = None, **given: Any) -> Trained:
     """Train on a few noise pictures."""
-    ours = ("validation", "stop_after", "checkpoint", "fingerprint", "resume", "on_epoch", "on_step")
+    ours = ("terms", "validation", "stop_after", "checkpoint", "fingerprint", "resume", "on_epoch", "on_step")
     settings = Settings(**{"batch_size": 8, **{key: value for key, value in given.items() if key not in ours}})
     others = {"validation": pictures(9, seed=1), **{key: value for key, value in given.items() if key in ours}}
     return train(staged, plan, rows or pictures(n), settings=settings, device=CPU, **others)

@@ -1,0 +1,124 @@
+"""Images of a second set and what the start made of them in; a term that keeps the model's answers to them out.
+
+Learning without forgetting (Li and Hoiem 2016, arXiv:1606.09282): the answers are those of the final layer that the
+weights came with, which stays as it is, and the loss is distillation's. There the images were those of the new task;
+here they are of a set of one's own choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from featcache.cache import Cache
+from featcache.datasets import ImageDataset
+from featcache.stages import StagedModel
+from finetune.cached_rows import tuning_rows
+from finetune.forward import autocast
+from finetune.settings import Settings
+from finetune.sources import Source
+from finetune.thawing import Thawed
+from heads.rows import load_rows
+
+#: What answers are divided by before they are compared, as in the paper (section 3): unlikely classes then count too.
+TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rehearsed:
+    """What is rehearsed: training images, and their features by the start.
+
+    Attributes:
+        cache: of these features.
+        images: N of them.
+        features: (N, D) float32, row by row theirs.
+    """
+
+    cache: Cache
+    images: Source
+    features: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``run.json``."""
+        return {
+            "dataset": self.cache.dataset,
+            "images": len(self.features),
+            "of": "train, not augmented",
+            "cache": self.cache.path.name,
+            "temperature": TEMPERATURE,
+        }
+
+
+def rehearsed_rows(cache: Cache, dataset: ImageDataset, *, device: torch.device, workers: int = 0) -> Rehearsed:
+    """All rows of a set but those of its test split, which can still tell what was forgotten.
+
+    Args:
+        cache: of the set's features by the start.
+        dataset: the set that it was made of.
+        device: where batches go.
+        workers: threads that read ahead.
+
+    Raises:
+        UserError: the set lacks rows of the cache, or has too few.
+    """
+    rows = load_rows(cache, views="plain")
+    sources = tuning_rows(cache, rows, device=device, workers=workers, dataset=dataset)
+    features = torch.from_numpy(np.array(rows.dev.features.load()))
+    return Rehearsed(cache=cache, images=sources.train.joined(sources.val), features=features.to(device))
+
+
+class Rehearsal:
+    """weight * T^2 * KL(start's answers || the model's) at the temperature T, on a batch of the rehearsed images.
+
+    In each step as many images as a forward pass of the training has, drawn anew with the seed, the epoch and the
+    step's number. T^2 keeps gradients at the size that they have at T = 1 (Hinton, Vinyals and Dean 2015,
+    arXiv:1503.02531).
+
+    Args:
+        staged: the model.
+        head: the final layer that its weights came with; it is not trained.
+        rehearsed: on what; on the same device as the model.
+        weight: above 0; 1 counts an image like one of those to be learned.
+        settings: precision, seed, and images a pass.
+        device: where the model is.
+    """
+
+    def __init__(
+        self,
+        staged: StagedModel,
+        head: nn.Linear,
+        rehearsed: Rehearsed,
+        *,
+        weight: float,
+        settings: Settings,
+        device: torch.device,
+    ) -> None:
+        self.trunk = staged.trunk()
+        self.head = head.to(device)
+        self.rehearsed = rehearsed
+        self.weight = weight
+        self.settings = settings
+        self.device = device
+
+    def __call__(self, thawed: Thawed, *, epoch: int, step: int) -> Tensor:
+        if not thawed.stages:
+            return torch.zeros(())
+        n_rows = len(self.rehearsed.features)
+        rng = np.random.default_rng((self.settings.seed, epoch, step, n_rows))
+        numbers = rng.choice(n_rows, min(self.settings.batch_size, n_rows), replace=False)
+        images = next(iter(self.rehearsed.images.batches([numbers], augment=False)))
+        with autocast(self.device, self.settings.precision):
+            features = self.trunk(images)
+        with torch.no_grad():
+            expected = self._answers(self.rehearsed.features[torch.from_numpy(numbers).to(self.device)])
+        distance = F.kl_div(self._answers(features.float()), expected, reduction="batchmean", log_target=True)
+        return self.weight * TEMPERATURE**2 * distance
+
+    def _answers(self, features: Tensor) -> Tensor:
+        """Log-probabilities (n, n_classes) of the classes that the weights came with, softened."""
+        return F.log_softmax(F.linear(features, self.head.weight, self.head.bias) / TEMPERATURE, dim=1)
