@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from selecting import Digits, some_digits
 
 from featcache import cache_command, embed_command
 from featcache.backbones import Backbone, load_backbone
@@ -137,3 +138,9 @@ def two_classes(root: Path, *, train: int = 4) -> Path:
                 pixels = np.full((3, 12, 12), 99 * label + i, np.uint8)
                 torchvision.io.write_png(torch.from_numpy(pixels), str(root / split / name / f"{i}.png"))
     return root
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    """600 of scikit-learn's, to select heads on."""
+    return some_digits()

@@ -1,4 +1,4 @@
-"""Frozen stages that run once: the same weights as from images, when they serve, and when they are refused."""
+"""Frozen stages that run once: the same weights as from images, and when the maps serve."""
 
 from __future__ import annotations
 
@@ -10,54 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import flip
 from test_training import timeless
-from torch import Tensor, nn
-from tuning import plan_for, torchvision_model
+from torch import Tensor
+from trunks import CPU, SGD, chosen, headed, rows_of
+from tuning import plan_for
 
 from featcache.backbones import Backbone
 from featcache.cache import Cache, find_caches
 from featcache.embedding import Embedding
-from featcache.errors import CacheError, UsageError
 from featcache.stages import StagedModel
-from finetune import map_source, trunk_choice
-from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
+from finetune.cached_rows import TuningRows, tuning_rows
 from finetune.forward import Forward, scores_of
 from finetune.image_source import ImageSource, Pictures
-from finetune.map_source import CachedMaps, MapSource
-from finetune.new_head import replace_head
+from finetune.map_source import MapSource
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.sources import Labels
 from finetune.trunk_cache import TrunkCached, with_trunk_cache
-from finetune.trunk_choice import TrunkChoice, choose_trunk
-from finetune.trunk_cost import TrunkCost, trunk_costs
 from finetune.tuned_run import TunedRun, fine_tune
-from heads.rows import Rows, load_rows
-
-CPU = torch.device("cpu")
-SGD = {"optimizer": "sgd", "batch_size": 8}
-
-
-def rows_of(cache: Cache, seed: int = 0) -> Rows:
-    """32 for training, 8 for validation, 12 for the test: batches of 8 are all whole."""
-    return load_rows(cache, val_fraction=0.2, seed=seed, pool_maps=True, views="plain", rows_only=True)
-
-
-def headed(cache: Cache, seed: int = 0) -> Backbone:
-    backbone = backbone_of(cache)
-    replace_head(backbone.staged, 2, seed=seed)
-    return backbone
-
-
-def chosen(cache: Cache, backbone: Backbone, plan: Plan, asked: Any = "on", **given: Any) -> TrunkChoice:
-    ours = {"views": 0, "storage": "float32", "refit": True, "began": lambda option: False, "rows": rows_of(cache)}
-    settings = Settings(**{**SGD, **{key: value for key, value in given.items() if key not in ours}})
-    values = {key: given.get(key, value) for key, value in ours.items()}
-    return choose_trunk(
-        asked, cache=cache, folder=cache.path.parent, backbone=backbone, plan=plan, settings=settings, device=CPU,
-        **values,
-    )  # fmt: skip
 
 
 def cached(cache: Cache, backbone: Backbone, plan: Plan, **given: Any) -> TrunkCached:
@@ -196,77 +166,6 @@ def test_what_fine_tuning_made_for_itself_is_not_begun_with(
     assert (status, "name the cache that it began with" in err) == (1, True)
 
 
-class Doubtful(nn.Module):
-    """Which way it goes depends on the images: it cannot be traced."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        values = self.conv(images)
-        return self.fc((values if values.sum() > 0 else -values).mean((2, 3)))
-
-
-def test_on_is_refused_where_it_cannot_be(cache: Cache) -> None:
-    backbone = headed(cache)
-    partial, full = (plan_for(backbone.staged, unfreeze=stages) for stages in ("layer4", "all"))
-    for plan, given, message in (
-        (full, {}, "--trunk-cache on: the first stage .stem. trains from the start"),
-        (plan_for(backbone.staged, freeze="early"), {}, "the first stage .stem. trains"),
-        (partial, {"augment": "crop"}, "--augment crop changes pixels anew in every epoch: --views K"),
-        (partial, {"mix": "mixup"}, "--mix mixup changes pixels"),
-        (partial, {"mix": "cutmix", "views": 2}, "--mix cutmix changes pixels"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            chosen(cache, backbone, plan, **given)
-        if not given.get("views"):
-            choice = chosen(cache, backbone, plan, "auto", **given)
-            assert choice.option is None
-            assert choice.why.startswith("trunk cache off: ")
-    with pytest.raises(UsageError, match="--views 3 and --trunk-cache off exclude one another"):
-        chosen(cache, backbone, partial, "off", views=3)
-    with pytest.raises(UsageError, match="--views 3: the first stage"):
-        chosen(cache, backbone, full, "auto", views=3)
-    doubtful = replace(backbone, name="odd", staged=StagedModel(Doubtful().eval(), torch.zeros(1, 3, 32, 32)))
-    with pytest.raises(UsageError, match="odd offers no inner cut"):
-        chosen(cache, doubtful, plan_for(doubtful.staged, unfreeze="all"))
-
-
-def test_auto_weighs_seconds_and_bytes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = 1.0
-
-    def costs(staged: StagedModel, cuts: Sequence[int], **_given: Any) -> dict[int, TrunkCost]:
-        return {cut: TrunkCost(seconds=seconds * cut / 5, order=(0, 1, 2, 3)[: 4 if cut < 5 else 2]) for cut in cuts}
-
-    monkeypatch.setattr(trunk_choice, "trunk_costs", costs)
-    backbone = headed(cache)
-    plan = plan_for(backbone.staged, unfreeze="layer4", epochs=3)
-    choice = chosen(cache, backbone, plan, "auto")
-    assert choice.option.n_bytes == 52 * 256 * 2 * 2 * 4
-    assert choice.option.saved_s == pytest.approx((3 * 40 * 2 + 52 - 52) * 0.8 - 7)
-    assert choice.why.startswith("trunk cache on: the maps of layer3 would take 212,992 bytes (")
-    assert choice.why.endswith("; over 3 of 3 epochs they save about 185 s")
-    assert chosen(cache, backbone, plan, "auto", refit=False).option.saved_s == pytest.approx(
-        (3 * 40 + 44 - 52) * 0.8 - 7
-    )
-    thawing = plan_for(backbone.staged, progressive=True, phase_epochs=[1, 1, 1, 9, 1, 1], epochs=None)
-    assert chosen(cache, backbone, thawing, "auto").option.stage == "layer1"  # which serves 12 of 14 epochs
-    seconds = 0.1
-    once = plan_for(backbone.staged, unfreeze="layer4", epochs=1)
-    choice = chosen(cache, backbone, once, "auto", refit=False)
-    assert (choice.option, choice.why.split(" epochs ")[1]) == (None, "they cost about 4 s more")
-    assert chosen(cache, backbone, once, "on", refit=False).option is not None
-    began = chosen(cache, backbone, once, "auto", refit=False, began=lambda option: option is not None)
-    assert began.option is not None
-    assert "as the training was begun" in began.why
-    seconds = 1.0
-    monkeypatch.setattr(trunk_choice, "MAX_BYTES", 212_991)
-    choice = chosen(cache, backbone, plan, "auto")
-    assert choice.option is None
-    assert "more than half of it or than 20 GB" in choice.why
-
-
 def test_cached_views_stand_for_augmentation(folder: Path, embed: Callable[..., Embedding]) -> None:
     """Training draws among them by the caller's seed; what is scored is the plain view; other caches' views serve."""
     cache = embed(folder).run().cache
@@ -298,54 +197,3 @@ def test_cached_views_stand_for_augmentation(folder: Path, embed: Callable[..., 
     done, weights, _ = tuned(cache, trunk.rows)
     assert done.metrics["train"].accuracy > 0.5
     assert not torch.equal(weights["layer4.0.conv1.weight"], tuned(cache, None)[1]["layer4.0.conv1.weight"])
-
-
-@pytest.mark.parametrize("kept_bytes", [map_source.KEPT_BYTES, 0])
-def test_maps_are_checked_and_come_in_order(cache: Cache, monkeypatch: pytest.MonkeyPatch, kept_bytes: int) -> None:
-    """Kept or mapped, of one part or of two joined; a damaged block is an error."""
-    monkeypatch.setattr(map_source, "KEPT_BYTES", kept_bytes)
-    split = cache.splits["train"]
-    numbers = np.random.default_rng(0).permutation(40)
-    first, second = (
-        MapSource(
-            parts=(CachedMaps(split=split, rows=rows, has_views=False),),
-            labels=split.labels[rows],
-            cut=5,
-            n_views=1,
-            order=(0, 1),
-            device=CPU,
-        )
-        for rows in (numbers[:25], numbers[25:])
-    )
-    both = first.joined(second)
-    np.testing.assert_array_equal(both.labels, split.labels[numbers])
-    groups = np.array_split(np.random.default_rng(1).permutation(40), 3)
-    for group, maps in zip(groups, both.batches(groups, augment=True), strict=True):
-        assert maps.dtype == torch.float32
-        np.testing.assert_array_equal(maps.numpy(), split.load(numbers[group]))
-    flip(cache, "train", "features", 3)
-    (part,) = first.parts
-    anew = replace(part, split=Cache.open(cache.path).splits["train"])
-    damaged = replace(first, parts=(replace(anew, rows=numbers),), labels=split.labels[numbers])
-    with pytest.raises(CacheError, match="do not match their checksum"):
-        next(damaged.batches([np.array([0])], augment=False))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny"])
-def test_maps_keep_the_memory_order_of_the_stages(name: str) -> None:
-    """Without it the stages after the cut would round differently."""
-    staged = torchvision_model(name, 32)
-    settings = Settings()
-    cuts = [1, 2, len(staged.stages)]
-    costs = trunk_costs(staged, cuts, side=32, settings=settings, device=CPU)
-    assert 0 < costs[1].seconds < costs[2].seconds
-    images = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        for cut in cuts:
-            maps = staged.part(0, cut)(images)
-            source = MapSource(
-                parts=(), labels=np.zeros(0, np.int64), cut=cut, n_views=1, order=costs[cut].order, device=CPU
-            )
-            back = source._in_order(torch.from_numpy(np.ascontiguousarray(maps.numpy())))
-            assert back.stride() == maps.stride()
-            assert torch.equal(staged.part(cut, None)(back), staged.model(images))

@@ -1,0 +1,30 @@
+"""What tests of features share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from featcache import layout
+from featcache.cached_split import CachedSplit
+from featcache.stored import CacheFile, Stored
+
+
+def split_of(path: Path, values: np.ndarray, *, block_rows: int = 16) -> CachedSplit:
+    """A split whose features are these, in a file of its own."""
+    checksums = np.zeros(-(-len(values) // block_rows), layout.CHECKSUMS)
+    for number, (start, stop) in enumerate(layout.blocks(len(values), block_rows)):
+        checksums["features"][number] = np.frombuffer(layout.checksum(values[start:stop]), np.uint8)
+    path.write_bytes(checksums.tobytes() + values.tobytes())
+    file = CacheFile(path)
+    stored = {
+        "checksums": Stored(file, 0, layout.CHECKSUMS, checksums.shape),
+        "features": Stored(file, checksums.nbytes, values.dtype, values.shape),
+        "labels": Stored(file, 0, np.dtype("<i8"), (len(values),)),
+    }
+    return CachedSplit("train", stored, block_rows=block_rows, n_classes=2)
+
+
+def half(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float16)
