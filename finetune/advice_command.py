@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from featcache.command_line import Console
 from featcache.disk import explained
-from featcache.stages import StagedModel
 from finetune.gradient_probe import gradient_probe
+from finetune.job_command import Job
 from finetune.plan_tables import found_table, probe_table
-from finetune.plans import Plan
 from finetune.rate_finder import FoundRates, find_rates
-from finetune.settings import Settings
 from finetune.sources import Source
 
 _ENDINGS = {
@@ -25,31 +19,24 @@ _ENDINGS = {
 }
 
 
-def find_and_tell(
-    console: Console,
-    staged: StagedModel,
-    plan: Plan,
-    rows: Source,
-    *,
-    settings: Settings,
-    device: torch.device,
-    drawn: Path | None,
-) -> FoundRates:
-    """Run a range test and tell what it found; the curve is drawn where a path is given and matplotlib is there.
+def find_and_tell(job: Job, rows: Source) -> FoundRates:
+    """Run a range test and tell what it found; --find-lr draws the curve where matplotlib is there.
 
     Raises:
         UserError: no rate is found, or the picture can't be written.
     """
+    console, plan = job.console, job.plan
     with console.progress("range test", "steps") as progress:
-        found = find_rates(staged, plan, rows, settings=settings, device=device, on_step=progress)
+        found = find_rates(job.backbone.staged, plan, rows, settings=job.settings, device=job.device, on_step=progress)
     console.table(*found_table(found, plan))
     console.note(
         f"{len(found.rates)} steps, from {found.rates[0]:.2g} to {found.rates[-1]:.2g}: {_ENDINGS[found.ended]}; "
         f"suggested, where it falls the steepest: --lr {found.suggested:.2g}"
     )
-    if drawn is not None and find_spec("matplotlib"):
+    if job.arguments.find_lr and find_spec("matplotlib"):
         from finetune.plots import draw_rates
 
+        drawn = job.arguments.runs_dir / f"{job.stem.replace(':', '_')}-lr.png"
         with explained(drawn.parent):
             drawn.parent.mkdir(parents=True, exist_ok=True)
             draw_rates(found, path=drawn)
@@ -57,18 +44,17 @@ def find_and_tell(
     return found
 
 
-def probe_and_tell(
-    console: Console, staged: StagedModel, rows: Source, *, settings: Settings, device: torch.device, fitted: bool
-) -> dict[str, Any]:
-    """Take gradients before training and tell what they suggest; ``fitted`` is whether the head's weights are.
+def probe_and_tell(job: Job, rows: Source) -> dict[str, Any]:
+    """Take gradients before training and tell what they suggest.
 
     Raises:
         UserError: they are not finite.
     """
+    console, staged = job.console, job.backbone.staged
     with console.progress("gradients", "batches") as progress:
-        probe = gradient_probe(staged, rows, settings=settings, device=device, on_batch=progress)
+        probe = gradient_probe(staged, rows, settings=job.settings, device=job.device, on_batch=progress)
     console.table(*probe_table(probe, staged))
     console.note(f"stages with at least half the largest: {probe.flag}; advice only, the model is as it was")
-    if not fitted:
+    if job.plan.init_head is None:
         console.note("  through a random final layer: with --init-head RUN the gradients are those of a fitted head")
     return probe.to_json()

@@ -6,16 +6,15 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Console, Parser, limits, names
+from featcache.command_line import Parser, limits, names
 from featcache.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
-
     from featcache.backbones import Backbone
     from featcache.cache import Cache
     from featcache.datasets import ImageDataset
     from finetune.forgetting import Scored
+    from finetune.job_command import Job
     from finetune.rehearsal import Rehearsed
 
 
@@ -67,46 +66,34 @@ def forgetting_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rehearsed_by(
-    arguments: argparse.Namespace, console: Console, cache: Cache, backbone: Backbone, device: torch.device
-) -> Rehearsed | None:
+def rehearsed_by(job: Job) -> Rehearsed | None:
     """What is to be rehearsed, embedded by the start; None where it was not asked for."""
-    if arguments.rehearse is None:
+    if job.arguments.rehearse is None:
         return None
     from finetune.rehearsal import rehearsed_rows
 
-    dataset = _other_set(arguments.rehearse, arguments.rehearse_limit, console, cache)
-    found = _embedded(arguments, console, "float32", backbone, device, dataset)
-    return rehearsed_rows(found, dataset, device=device, workers=_workers(arguments, dataset, device))
+    dataset = _other_set(job, job.arguments.rehearse, job.arguments.rehearse_limit)
+    found = _embedded(job, dataset, job.backbone, storage="float32")
+    return rehearsed_rows(found, dataset, device=job.device, workers=job.workers(dataset))
 
 
-def score_start(
-    arguments: argparse.Namespace, console: Console, cache: Cache, backbone: Backbone, device: torch.device
-) -> tuple[ImageDataset, Scored] | None:
+def score_start(job: Job) -> tuple[ImageDataset, Scored] | None:
     """The other set, and the head on its features by the start; None where it was not asked for.
 
     Made before the training, so that what is wrong with that set shows at once.
     """
-    if arguments.measure_forgetting is None:
+    if job.arguments.measure_forgetting is None:
         return None
-    dataset = _other_set(arguments.measure_forgetting, arguments.forgetting_limit, console, cache)
-    return dataset, _scored(arguments, console, cache, backbone, device, dataset)
+    dataset = _other_set(job, job.arguments.measure_forgetting, job.arguments.forgetting_limit)
+    return dataset, _scored(job, dataset, job.backbone)
 
 
-def score_tuned(
-    arguments: argparse.Namespace,
-    console: Console,
-    cache: Cache,
-    backbone: Backbone,
-    device: torch.device,
-    before: tuple[ImageDataset, Scored],
-) -> dict[str, Any]:
+def score_tuned(job: Job, before: tuple[ImageDataset, Scored]) -> dict[str, Any]:
     """What `finetune.forgetting.forgotten` tells, once the backbone's model has been trained."""
     from finetune.forgetting import forgotten, tuned_backbone
 
     dataset, start = before
-    after = _scored(arguments, console, cache, tuned_backbone(backbone), device, dataset)
-    return forgotten(start, after)
+    return forgotten(start, _scored(job, dataset, tuned_backbone(job.backbone)))
 
 
 def forgetting_table(told: Mapping[str, Any]) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
@@ -123,62 +110,41 @@ def forgetting_table(told: Mapping[str, Any]) -> tuple[str, tuple[str, ...], lis
     return f"{told['dataset']}: accuracy of a refitted head on {told['n_test']:,} test rows", columns, [cells]
 
 
-def _other_set(name: str, limit: Mapping[str, int] | None, console: Console, cache: Cache) -> ImageDataset:
+def _other_set(job: Job, name: str, limit: Mapping[str, int] | None) -> ImageDataset:
     """Another data set, found as the cache's own; the same rows whatever the run's seed, so that caches serve again."""
     from featcache.datasets import load_dataset
     from featcache.subset import Subset
     from finetune.cached_rows import origin_of
 
-    dataset = load_dataset(name, root=origin_of(cache).root, subset=Subset(limit=limit or {}))
+    dataset = load_dataset(name, root=origin_of(job.cache).root, subset=Subset(limit=limit or {}))
     for note in dataset.notes:
-        console.note(f"  {dataset.name}: {note}")
+        job.console.note(f"  {dataset.name}: {note}")
     return dataset
 
 
-def _scored(
-    arguments: argparse.Namespace,
-    console: Console,
-    cache: Cache,
-    backbone: Backbone,
-    device: torch.device,
-    dataset: ImageDataset,
-) -> Scored:
+def _scored(job: Job, dataset: ImageDataset, backbone: Backbone) -> Scored:
     from finetune.forgetting import scored
 
-    found = _embedded(arguments, console, cache.encoder["storage"], backbone, device, dataset)
-    return scored(found, clf=arguments.forgetting_head or "ridge", val_fraction=arguments.val_fraction)
+    found = _embedded(job, dataset, backbone, storage=job.cache.encoder["storage"])
+    return scored(found, clf=job.arguments.forgetting_head or "ridge", val_fraction=job.arguments.val_fraction)
 
 
-def _embedded(
-    arguments: argparse.Namespace,
-    console: Console,
-    storage: str,
-    backbone: Backbone,
-    device: torch.device,
-    dataset: ImageDataset,
-) -> Cache:
+def _embedded(job: Job, dataset: ImageDataset, backbone: Backbone, *, storage: str) -> Cache:
     from finetune.forgetting import embedded
 
-    with console.progress(f"embedding {dataset.name}", "images") as progress:
+    with job.console.progress(f"embedding {dataset.name}", "images") as progress:
         found = embedded(
             dataset,
             backbone,
-            folder=arguments.cache_dir,
+            folder=job.arguments.cache_dir,
             storage=storage,
-            device=device,
-            workers=_workers(arguments, dataset, device),
+            device=job.device,
+            workers=job.workers(dataset),
             on_progress=progress,
-            on_note=console.note,
+            on_note=job.console.note,
         )
-    console.note(f"{dataset.name} by {backbone.weights['name']}: {found.path}")
+    job.console.note(f"{dataset.name} by {backbone.weights['name']}: {found.path}")
     return found
-
-
-def _workers(arguments: argparse.Namespace, dataset: ImageDataset, device: torch.device) -> int:
-    from featcache.embed_command import default_workers
-
-    given: int | None = arguments.workers
-    return default_workers(dataset, device) if given is None else given
 
 
 def _shares(text: str) -> tuple[float, ...]:

@@ -1,26 +1,16 @@
-"""All that decides a fine-tuning in; the folder where its checkpoints lie until it is finished out."""
+"""The fingerprint of a fine-tuning in; the folder where its checkpoints lie until it is finished out."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from featcache import layout
-from featcache.backbones import Backbone
-from featcache.cache import Cache
 from featcache.disk import explained
 from featcache.errors import UserError
 from featcache.files import one_line
-from finetune.plans import Plan
-from finetune.settings import Settings
 from heads.plain_data import read_object
-from heads.rows import Rows
 
 _PREFIX = ".unfinished-"
 
@@ -31,31 +21,6 @@ class WorkFolder:
 
     folder: Path
     notes: tuple[str, ...]
-
-
-def fingerprint_of(
-    cache: Cache,
-    rows: Rows,
-    backbone: Backbone,
-    plan: Plan,
-    settings: Settings,
-    *,
-    device: torch.device,
-    refit: bool,
-    trunk: Mapping[str, Any] | None = None,
-) -> str:
-    """Of all that decides what weights come out; not of what only decides how fast. ``trunk`` tells of cached maps."""
-    told: dict[str, Any] = {
-        "cache": cache.fingerprint,
-        "rows": rows.fingerprint,
-        "weights": backbone.weights["sha256"],
-        "plan": plan.to_json(),
-        "settings": settings.to_json(),
-        "device": device.type,
-        "refit": refit,
-        **({} if trunk is None else {"trunk": dict(trunk)}),
-    }
-    return layout.fingerprint(told)
 
 
 def work_folder(runs_dir: Path, fingerprint: str, *, command: str, resume: bool) -> WorkFolder:
