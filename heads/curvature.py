@@ -189,11 +189,13 @@ def _block(z: NDArray[np.floating], weights: Doubles, n: int, penalty: float) ->
         return ThinBlock(scale, rows, np.linalg.inv(inner).astype(np.float32))
     block = (rows.T @ rows).astype(np.float64)
     block[np.diag_indices(len(block))] += diagonal
-    raised, failed = 1e-7 * max(np.trace(block) / len(block), 1e-30), True
-    while failed:  # float32 may have lost what is small beside the largest
-        block[np.diag_indices(len(block))] += raised
+    mean = max(np.trace(block) / len(block), 1e-30)
+    for power in range(-7, 4):  # float32 may have lost what is small beside the largest
+        block[np.diag_indices(len(block))] += 10.0**power * mean
         factor, failed = lapack.dpotrf(block, lower=1)
-        raised *= 10
+        if not failed:
+            break
+    assert not failed, "the diagonal is above the trace by then, so that something is not finite"
     lower, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
     single = np.tril(lower).astype(np.float32)
     return DenseBlock(single + np.tril(single, -1).T)

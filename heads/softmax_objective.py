@@ -110,10 +110,8 @@ class SoftmaxObjective:
     def sample(self, n: int) -> tuple[NDArray[np.floating], Labels]:
         """So many rows at equal distances, standardised, and which ones they are."""
         rows = np.arange(n) * len(self.codes) // n
-        if self._kept is not None and n == len(self._kept):
-            return self._kept, rows
         if self._kept is not None:
-            return self._kept[rows], rows
+            return self._kept if n == len(self._kept) else self._kept[rows], rows
         assert isinstance(self.X, Features)
         assert self.mean is not None
         assert self.scale is not None

@@ -102,15 +102,18 @@ class _Newton:
                 self.hessian = self.view.hessian(self.objective, self.points, penalties)
             gradients = self.gradients[active].copy()
             gradients[:, :, :-1] += penalty * self.points[active, :, :-1]
-            near = self._near(active, gradients, penalties, self.hessian)
+            turned = self._turned(-gradients, penalties[active], self.hessian)
+            values = self._values(self.losses[active], self.points[active], penalties[active])
+            near = -0.5 * (gradients * turned).sum(axis=(1, 2))  # gaps as the first Hessian has them: no pass
+            near = np.maximum(near / np.maximum(np.abs(values), 1e-30), 1e-300)
             likely = _MARGIN * self.ratios[active] * near
             gaps[active] = np.where(likely <= tol, likely, gaps[active])
             if (likely <= tol).any():
                 active = active[likely > tol]
                 continue
-            steps, n_inner = self._solve(active, gradients, penalty, self.hessian, _forcing(gaps[active], tol))
+            forcing = _forcing(gaps[active], tol)
+            steps, n_inner = self._solve(active, -gradients, turned, penalties[active], self.hessian, forcing)
             slopes = (gradients * steps).sum(axis=(1, 2))
-            values = self._values(self.losses[active], self.points[active], penalties[active])
             gaps[active] = -0.5 * slopes / np.maximum(np.abs(values), 1e-30)
             self.ratios[active] = np.maximum(gaps[active] / near, 1.0)
             stuck = self._search(active, steps, slopes, values, penalties)
@@ -138,13 +141,9 @@ class _Newton:
             messages=tuple(messages),
         )
 
-    def _near(
-        self, active: NDArray[np.int64], gradients: Doubles, penalties: Doubles, hessian: InverseHessian
-    ) -> Doubles:
-        """Relative gaps (n,) as the first Hessian has them, which costs no pass."""
-        turned = np.stack([hessian.solve(g, float(penalties[i])) for g, i in zip(gradients, active, strict=True)])
-        values = self._values(self.losses[active], self.points[active], penalties[active])
-        return np.maximum(0.5 * (gradients * turned).sum(axis=(1, 2)) / np.maximum(np.abs(values), 1e-30), 1e-300)
+    def _turned(self, residuals: Doubles, penalties: Doubles, hessian: InverseHessian) -> Doubles:
+        """Each problem's residual (n, R, D + 1) times the first inverse Hessian."""
+        return np.stack([hessian.solve(r, float(w)) for r, w in zip(residuals, penalties, strict=True)])
 
     def _values(self, losses: Doubles, points: Doubles, penalties: Doubles) -> Doubles:
         return losses + 0.5 * penalties * (points[:, :, :-1] ** 2).sum(axis=(1, 2))
@@ -152,8 +151,9 @@ class _Newton:
     def _solve(
         self,
         active: NDArray[np.int64],
-        gradients: Doubles,
-        penalty: Doubles,
+        residuals: Doubles,
+        turned: Doubles,
+        penalties: Doubles,
         hessian: InverseHessian,
         forcing: Doubles,
     ) -> tuple[Doubles, int]:
@@ -161,9 +161,7 @@ class _Newton:
         points = self.points[active]
         kept = self.view.keep_probabilities(self.objective, points, active)
         self.n_passes += kept is not None
-        steps, residuals = np.zeros_like(gradients), -gradients
-        turned = np.stack([hessian.solve(r, float(w)) for r, w in zip(residuals, penalty[:, 0, 0], strict=True)])
-        directions = turned.copy()
+        steps, directions = np.zeros_like(residuals), turned.copy()
         first = sizes = (residuals * turned).sum(axis=(1, 2))
         going = np.arange(len(active))
         n_inner = 0
@@ -172,13 +170,12 @@ class _Newton:
             some = directions[going]
             rows = None if kept is None else kept if len(going) == len(active) else kept[:, going]
             bent = self.view.curve(self.objective, points[going], some, active[going], rows)
-            bent[:, :, :-1] += penalty[going] * some[:, :, :-1]
+            bent[:, :, :-1] += penalties[going, None, None] * some[:, :, :-1]
             self.n_passes += 1
             lengths = (sizes[going] / (some * bent).sum(axis=(1, 2)))[:, None, None]
             steps[going] += lengths * some
             residuals[going] -= lengths * bent
-            for i in going:
-                turned[i] = hessian.solve(residuals[i], float(penalty[i, 0, 0]))
+            turned[going] = self._turned(residuals[going], penalties[going], hessian)
             before, sizes = sizes, (residuals * turned).sum(axis=(1, 2))
             directions = turned + (sizes / before)[:, None, None] * directions
             going = going[sizes[going] > forcing[going] * first[going]]
