@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_finetune_command import FEW, SMALL, told
-from test_training import timeless
+from trained import timeless
 
 from finetune import advice_command, finetune_command
 from finetune.rate_finder import find_rates

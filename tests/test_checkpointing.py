@@ -7,33 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trained import ALL_RANDOM, assert_same
+from making import Stop
+from trained import ALL_RANDOM, assert_same, stop_at, timeless
 from tuning import plan_for, quick, tiny, weights_of
 
 from featcache.errors import UserError
 from finetune import training
 
 
-class Stop(Exception):
-    """Raised in the middle of the work."""
-
-
-def stop_at(epoch: int) -> Any:
-    def on_epoch(entry: dict[str, Any]) -> None:
-        if entry["epoch"] == epoch:
-            raise Stop
-
-    return on_epoch
-
-
 @pytest.fixture(autouse=True)
 def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes."""
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
-
-
-def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in entry.items() if k not in ("seconds", "images_per_s")} for entry in history]
 
 
 @pytest.mark.parametrize("given", [ALL_RANDOM, {"optimizer": "sgd"}], ids=["adamw", "sgd"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
-from test_training import timeless
+from trained import timeless
 
 from featcache.backbones import load_backbone
 from featcache.cache import Cache, find_caches

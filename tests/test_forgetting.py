@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
-from test_training import timeless
+from trained import timeless
 
 from featcache.cache import Cache, find_caches
 from finetune import fisher, training

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from test_training import ALL_RANDOM, HalfUsedModel, Stop, assert_same, stop_at, timeless
+from making import Stop
 from torch import Tensor
+from trained import ALL_RANDOM, HalfUsedModel, assert_same, stop_at, timeless
 from tuning import pictures, plan_for, quick, tiny, weights_of
 
 from featcache.stages import StagedModel

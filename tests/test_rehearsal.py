@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from test_training import Stop, assert_same, stop_at
+from making import Stop
 from torch import nn
+from trained import assert_same, stop_at
 from tuning import CPU, pictures, plan_for, quick, tiny, weights_of
 
 from featcache.cache import Cache

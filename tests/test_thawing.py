@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trained import HalfUsedModel
 from tuning import plan_for, quick, tiny, weights_of
 
 from featcache.stages import StagedModel
@@ -87,26 +88,6 @@ def test_a_thawed_stage_outside_the_optimizer_fails_the_run(monkeypatch: pytest.
     monkeypatch.setattr(training, "make_optimizer", only_the_first_phase)
     with pytest.raises(FrozenError, match=r"layer3.*the optimizer does not hold them"):
         quick(staged, plan_for(staged, progressive=True, epochs=5))
-
-
-class HalfUsed(nn.Module):
-    """A block with a parameter that its output does not depend on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.unused = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(4, 4))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.conv(images).mean((2, 3))
-
-
-class HalfUsedModel(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.fc = HalfUsed(), nn.Linear(4, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.body(images))
 
 
 def test_a_parameter_that_never_had_a_gradient_fails_the_run() -> None:

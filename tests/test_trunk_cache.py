@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import timeless
 from torch import Tensor
+from trained import timeless
 from trunks import CPU, SGD, chosen, headed, rows_of
 from tuning import plan_for
 
