@@ -11,6 +11,7 @@ from finetune.job_command import Job
 from finetune.plan_tables import found_table, probe_table
 from finetune.rate_finder import FoundRates, find_rates
 from finetune.sources import Source
+from heads.runs import plain_name
 
 _ENDINGS = {
     "diverged": "the loss ran away",
@@ -36,7 +37,7 @@ def find_and_tell(job: Job, rows: Source) -> FoundRates:
     if job.arguments.find_lr and find_spec("matplotlib"):
         from finetune.plots import draw_rates
 
-        drawn = job.arguments.runs_dir / f"{job.stem.replace(':', '_')}-lr.png"
+        drawn = job.arguments.runs_dir / f"{plain_name(job.stem)}-lr.png"
         with explained(drawn.parent):
             drawn.parent.mkdir(parents=True, exist_ok=True)
             draw_rates(found, path=drawn)

@@ -64,10 +64,14 @@ class Run:
     head: Path
 
 
+def plain_name(text: str) -> str:
+    """The text as names of runs and files have it: all but letters, digits and ``._+-`` becomes ``_``."""
+    return re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII)
+
+
 def new_run_name(runs_dir: Path, stem: str, *, taken: Collection[str] = ()) -> str:
     """``stem-1``, or with the first number that is free: no folder has that name, and it is not ``taken``."""
-    stem = re.sub(r"[^\w.+-]", "_", stem, flags=re.ASCII)
-    number = 1
+    stem, number = plain_name(stem), 1
     while (runs_dir / f"{stem}-{number}").exists() or f"{stem}-{number}" in taken:
         number += 1
     return f"{stem}-{number}"
