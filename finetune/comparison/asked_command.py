@@ -15,7 +15,7 @@ from featcache.errors import UsageError
 if TYPE_CHECKING:
     from finetune.comparison.methods import Method
 
-DESCRIPTION = """Is fine-tuning worth it? Cached heads and fine-tuning on the same rows: a table of accuracies and costs, the
+DESCRIPTION = """Is fine-tuning worth it? Cached heads and fine-tuning on the same rows: accuracies, costs,
 differences from the best head, and a verdict. The same command again finds finished cells and goes on."""
 
 METHODS = ("logreg", "svm", "knn", "head", "full")

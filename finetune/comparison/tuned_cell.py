@@ -206,7 +206,8 @@ def _plan(cell: CellPlan, start: _Start, *, rate: float | None) -> tuple[Plan, l
             notes.append(f"thaws the last {most} of {len(stages)} stages, one an epoch: it has no more epochs")
     trains = make_plan(stages, staged.head_name, lr=1.0, **flags).trained
     usual = usual_rate(start.settings.optimizer, trains=bool(trains), from_scratch=method.what == "scratch")
-    asked = rate if rate is not None else usual if method.lr in (None, AUTO) else method.lr
+    own = usual if method.lr is None or isinstance(method.lr, str) else method.lr
+    asked = own if rate is None else rate
     return make_plan(stages, staged.head_name, lr=asked, **flags), notes
 
 
