@@ -154,7 +154,7 @@ def test_wrong_usage_is_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_killed_and_run_again_it_comes_to_the_same(run: Run, tmp_path: Path) -> None:
-    """SIGKILL amid fine-tuning: finished cells and epochs are kept, and the table is that of one that was not killed."""
+    """SIGKILL amid fine-tuning: finished cells and epochs are kept, and the table is that of an undisturbed run."""
     flags = ("--methods", "logreg,full,knn", "--seeds", "1", "--epochs", "3", "--trials", "2")
     command = [sys.executable, str(ROOT / "bin/compare"), *SMALL, *flags, "--runs-dir", "killed"]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
