@@ -184,12 +184,12 @@ def _draw_bars(
     """Horizontal bars, the first on top, each with its value behind its end."""
     rows = range(len(points))
     colors = [Mark(point.number).color(theme) for point in points]
-    faces = [theme.paper if point.kind == "head" else color for point, color in zip(points, colors, strict=True)]
+    faces = [(color, 0.0 if point.kind == "head" else 0.4) for point, color in zip(points, colors, strict=True)]
     axes.barh(rows, values, height=0.62, color=faces, edgecolor=colors, linewidth=1.5)
     tips = list(values) if ends is None else [high for _, high in ends]
     if ends is not None:
         reach = np.abs(np.array(ends).T - np.array(values))
-        axes.errorbar(values, rows, xerr=reach, fmt="none", ecolor=theme.muted, elinewidth=1.4)
+        axes.errorbar(values, rows, xerr=reach, fmt="none", ecolor=theme.ink, elinewidth=1.3)
     longest = max(*tips, 1e-9)
     for row, value, tip in zip(rows, values, tips, strict=True):
         axes.text(tip + 0.02 * longest, row, f"{value:.3f}", va="center", fontsize=9)

@@ -14,7 +14,7 @@ from finetune.comparison.page.choice_charts import (
     trials_picture,
 )
 from finetune.comparison.page.embedding_map import Projection, check_projection, map_picture
-from finetune.comparison.page.finished_runs import Best, FinishedRuns, read_finished, tried_rates
+from finetune.comparison.page.drawn_runs import Best, FinishedRuns, read_finished, tried_rates
 from finetune.comparison.page.gallery import Sampled, TestImages, Thumbnail, confident_mistakes, samples
 from finetune.comparison.page.outcome_charts import (
     accuracy_picture,

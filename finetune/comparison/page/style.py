@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 #: Narrow, so that on a phone, where a picture is as wide as the screen, its letters are about as large as the text's.
-WIDTH = 4.6
-_DPI = 200
+WIDTH = 4.2
+_DPI = 220
 
 
 @dataclass(frozen=True, kw_only=True)

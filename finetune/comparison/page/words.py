@@ -44,7 +44,7 @@ def parameters(count: int | None) -> str:
         return NONE
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= 0.9995 * size:
-            return f"{_three_digits(count / size)} {unit}"
+            return f"{count / size:.3g} {unit}"
     return str(count)
 
 
@@ -52,7 +52,7 @@ def megabytes(size: float | None) -> str:
     """A size in units of 10^6 bytes."""
     if size is None:
         return NONE
-    return f"{_three_digits(size / 1e3)} GB" if size >= 999.5 else f"{_three_digits(size)} MB"
+    return f"{size / 1e3:.3g} GB" if size >= 999.5 else f"{size:.3g} MB"
 
 
 def duration(seconds: float | None) -> str:
@@ -61,7 +61,7 @@ def duration(seconds: float | None) -> str:
         return NONE
     for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= size:
-            return f"{_three_digits(seconds / size)} {unit}"
+            return f"{seconds / size:.3g} {unit}"
     return f"{1000 * seconds:.0f} ms"
 
 
@@ -69,7 +69,3 @@ def short(name: str, longest: int = 22) -> str:
     """A name fit for an axis: printable, and cut where it is long."""
     told = printable(name)
     return told if len(told) <= longest else told[: longest - 1] + "…"
-
-
-def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 99.95 else f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
