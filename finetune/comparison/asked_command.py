@@ -60,6 +60,9 @@ def new_compare_parser() -> Parser:
     how.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
     how.add_argument("--workers", type=int, metavar="N", help="threads that decode ahead (one a core)")
     add_subset_flags(parser)
+    parser.add_argument(
+        "--map", choices=("pca", "tsne", "umap"), default="pca", help="how the report draws the embedding in 2-D (pca)"
+    )
     parser.add_argument("--name", help="of the comparison's folder (data set and a fingerprint)")
     return parser
 
