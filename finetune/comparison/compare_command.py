@@ -106,6 +106,8 @@ def _run(arguments: argparse.Namespace, console: Console, command: str) -> Compa
     plans = plan_cells(
         _embedded(wanted, arguments, console), place=place, seeds=wanted.seeds, fractions=wanted.fractions
     )
+    if not plans:
+        raise UsageError(f"no method of the recipe is for {', '.join(wanted.backbones)}: give --methods")
     settings = _settings(wanted, arguments)
     _tell_plan(console, plans, wanted)
     deadline = None if arguments.budget is None else began + arguments.budget
