@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
@@ -40,7 +41,7 @@ def _dispatched(arguments: argparse.Namespace, console: Console, command: str) -
     if arguments.recipe == "list":
         return _list_recipes(console)
     comparison = _of_runs(arguments, console) if arguments.runs else _run(arguments, console, command)
-    return _tell(comparison, console)
+    return _tell(comparison, console, arguments.cache_dir)
 
 
 def _list_recipes(console: Console) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def _outcome(outcome: Outcome) -> str:
     return f"found, {outcome.cell.run.name}" if outcome.found else f"{outcome.seconds:.1f} s, {outcome.cell.run.name}"
 
 
-def _tell(comparison: Comparison, console: Console) -> dict[str, Any]:
+def _tell(comparison: Comparison, console: Console, cache_dir: Path) -> dict[str, Any]:
     """Show and keep the comparison; gives the JSON object."""
     from finetune.comparison.assembling import keep
     from finetune.comparison.comparison_tables import differences_table, notes_of, results_table
@@ -214,18 +215,18 @@ def _tell(comparison: Comparison, console: Console) -> dict[str, Any]:
     for sentence in comparison.verdict.sentences:
         console.note(sentence)
     keep(comparison)
-    comparison = _reported(comparison, console)
+    comparison = _reported(comparison, console, cache_dir)
     keep(comparison)
     console.note(f"kept in {comparison.folder}")
     told = comparison.to_json()
     return {key: told[key] for key in ("table", "differences", "verdict", "report")}
 
 
-def _reported(comparison: Comparison, console: Console) -> Comparison:
+def _reported(comparison: Comparison, console: Console, cache_dir: Path) -> Comparison:
     """The comparison with its report, where one can be written."""
     if find_spec("jinja2") is None:
         console.note("  no report.html: pip install 'featcache[report]'")
         return comparison
     from finetune.comparison.report import write_report
 
-    return replace(comparison, report=write_report(comparison, comparison.folder))
+    return replace(comparison, report=write_report(comparison, comparison.folder, cache_dir=cache_dir))
