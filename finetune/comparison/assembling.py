@@ -28,7 +28,7 @@ def assemble(
 
     Args:
         cells: the largest share of the rows first.
-        name, folder, settings: as in `Comparison`; to the settings are added ``caches``, paths of those that are there.
+        name, folder, settings: as in `Comparison`.
         cache_dir: where the caches are that the runs were made from.
 
     Raises:
@@ -54,20 +54,12 @@ def assemble(
         folder=folder,
         dataset=records[0]["dataset"],
         encoders={record["encoder"]["backbone"]: record["encoder"] for record in reversed(records)},
-        settings={**settings, "caches": _caches(records, cache_dir)},
+        settings=settings,
         cells=tuple(read),
         table=table_rows(groups, cache_dir=cache_dir),
         differences=differences,
         verdict=verdict_of(groups, differences),
     )
-
-
-def _caches(records: Sequence[Mapping[str, Any]], cache_dir: Path) -> list[str]:
-    """The caches that runs come from, as far as they are there."""
-    told = [record.get("cache") for record in records]
-    files = [cache.get("file") for cache in told if isinstance(cache, dict)]
-    paths = [cache_dir / Path(name).name for name in dict.fromkeys(files) if isinstance(name, str)]
-    return [str(path) for path in paths if path.is_file()]
 
 
 def keep(comparison: Comparison) -> Path:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
@@ -231,7 +230,6 @@ def _reported(comparison: Comparison, console: Console, arguments: argparse.Name
         return comparison
     from finetune.comparison.report import write_report
 
-    caches = [Path(path) for path in comparison.settings["caches"]]
-    page = write_report(comparison, comparison.folder, caches=caches, projection=arguments.map)
+    page = write_report(comparison, comparison.folder, cache_dir=arguments.cache_dir, projection=arguments.map)
     console.note(f"report {page}")
     return replace(comparison, report=page)

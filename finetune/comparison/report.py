@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +26,7 @@ FILE_NAME = "report.html"
 
 
 def write_report(
-    comparison: Comparison, folder: Path, *, caches: Sequence[Path] = (), projection: Projection = "pca"
+    comparison: Comparison, folder: Path, *, cache_dir: Path | None = None, projection: Projection = "pca"
 ) -> Path:
     """Write ``report.html`` and its pictures as PNGs into a folder, each file whole or not at all, the page last.
 
@@ -36,7 +35,8 @@ def write_report(
     Args:
         comparison: whose runs are read where they still are; what can't be read is named on the page.
         folder: where the files go; it is made where there is none.
-        caches: that the runs come from; without them the page has no images and no map of the embedding.
+        cache_dir: where the caches lie that the runs come from; without them the page has no images and no map of
+            the embedding.
         projection: how the map of the embedding is made.
 
     Returns:
@@ -53,7 +53,7 @@ def write_report(
     else:
         from finetune.comparison.page.pictures import draw_all
 
-        shown = draw_all(comparison, caches=caches, projection=projection)
+        shown = draw_all(comparison, cache_dir=cache_dir, projection=projection)
     page = _rendered(comparison, shown)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)

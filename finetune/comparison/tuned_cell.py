@@ -110,7 +110,7 @@ def run_tuned_cell(
     trunk = _trunk_of(cell, start, plan, tuning, on_note)
     rows = tuning if trunk is None else trunk.rows
     plans = [
-        replace(plan, rates={group: rate * factor for group, rate in plan.rates.items()})
+        replace(plan, rates={group: float(f"{rate * factor:.12g}") for group, rate in plan.rates.items()})
         for factor in RATE_FACTORS[: method.trials]
     ]
     trials = [

@@ -90,8 +90,8 @@ def _fault(record: Mapping[str, Any]) -> str:
     if range_test is not None and not _is_range_test(range_test):
         return "range_test has no rates with losses"
     cache = record.get("cache", {})
-    if not isinstance(cache, dict) or not isinstance(cache.get("fingerprint", ""), str):
-        return "cache names no fingerprint"
+    if not isinstance(cache, dict) or not all(isinstance(cache.get(key, ""), str) for key in ("file", "fingerprint")):
+        return "cache names no file and fingerprint"
     return ""
 
 

@@ -13,8 +13,8 @@ from finetune.comparison.page.choice_charts import (
     selection_picture,
     trials_picture,
 )
-from finetune.comparison.page.embedding_map import Projection, check_projection, map_picture
 from finetune.comparison.page.drawn_runs import Best, FinishedRuns, read_finished, tried_rates
+from finetune.comparison.page.embedding_map import Projection, check_projection, map_picture
 from finetune.comparison.page.gallery import Sampled, TestImages, Thumbnail, confident_mistakes, samples
 from finetune.comparison.page.outcome_charts import (
     accuracy_picture,
@@ -31,12 +31,12 @@ from finetune.comparison.results import Comparison
 from heads.runs import plain_name
 
 
-def draw_all(comparison: Comparison, *, caches: Sequence[Path], projection: Projection) -> Shown:
+def draw_all(comparison: Comparison, *, cache_dir: Path | None, projection: Projection) -> Shown:
     """Draw what the comparison and its runs hold; what is lacking is named, with the reason.
 
     Args:
         comparison: whose cells name the runs.
-        caches: that the runs come from.
+        cache_dir: where the caches lie that the runs come from, if they are at hand.
         projection: of the map of the embedding.
 
     Raises:
@@ -59,7 +59,7 @@ def draw_all(comparison: Comparison, *, caches: Sequence[Path], projection: Proj
         tests = {method: test for method, each in records.items() if (test := each[0].get("range_test"))}
         choices += [range_test_picture(tests, numbers, suffix=suffix)] if tests else []
     both = [(kind, best) for kind, best in (("head", runs.head), ("tuned", runs.tuned)) if best]
-    shown = _of_images([best for _, best in both], caches, projection)
+    shown = _of_images([best for _, best in both], cache_dir, projection)
     return Shown(
         outcome=_outcome(of_largest(points)),
         differences=(difference_picture(comparison.differences, numbers),) if comparison.differences else (),
@@ -89,21 +89,17 @@ def _selection(runs: FinishedRuns) -> list[Picture]:
     return [drawn] if drawn else []
 
 
-def _of_images(best: Sequence[Best], caches: Sequence[Path], projection: Projection) -> Shown:
+def _of_images(best: Sequence[Best], cache_dir: Path | None, projection: Projection) -> Shown:
     """Samples and the map from the first of the best, confident mistakes of each."""
     lacking: list[tuple[str, str]] = []
-    opened = _opened(caches, lacking)
     classes: tuple[Sampled, ...] = ()
     mistakes: list[tuple[str, Sequence[Thumbnail]]] = []
     maps: list[Picture] = []
     for each in best:
-        cache = opened.get(each.run.record.get("cache", {}).get("fingerprint"))
-        if cache is None:
-            lacking.append(("Images", f"the cache that {each.name} comes from was not at hand"))
-            continue
-        if not maps and cache.holds_vectors:
-            maps.append(map_picture(cache, each.run, projection=projection))
         try:
+            cache = _cache_of(each, cache_dir)
+            if not maps and cache.holds_vectors:
+                maps.append(map_picture(cache, each.run, projection=projection))
             images = TestImages.of(cache)
         except UserError as error:
             lacking.append(("Images", str(error)))
@@ -114,14 +110,13 @@ def _of_images(best: Sequence[Best], caches: Sequence[Path], projection: Project
     return Shown(classes=classes, mistakes=tuple(mistakes), maps=tuple(maps), lacking=tuple(dict.fromkeys(lacking)))
 
 
-def _opened(paths: Sequence[Path], lacking: list[tuple[str, str]]) -> dict[str | None, Cache]:
-    """Caches by fingerprint."""
-    found: dict[str | None, Cache] = {}
-    for path in paths:
-        try:
-            cache = Cache.open(path)
-        except UserError as error:
-            lacking.append(("Images", str(error)))
-            continue
-        found[cache.fingerprint] = cache
-    return found
+def _cache_of(best: Best, cache_dir: Path | None) -> Cache:
+    """The cache that a run comes from. Raises UserError where it is not there, or another by now."""
+    told = best.run.record.get("cache", {})
+    name = Path(told.get("file", "")).name
+    if cache_dir is None or not name:
+        raise UserError(f"the cache that {best.name} comes from was not named")
+    cache = Cache.open(cache_dir / name)
+    if cache.fingerprint != told.get("fingerprint"):
+        raise UserError(f"{cache.path} is not the cache any more that {best.name} comes from")
+    return cache

@@ -149,14 +149,27 @@ def _setup(comparison: Comparison) -> list[tuple[str, str]]:
     if rows:
         told.append(("Images", ", ".join(rows)))
     told += [("Backbone", _encoder_told(name, encoder)) for name, encoder in comparison.encoders.items()]
-    told += [
-        (key.replace("_", " ").capitalize(), _setting_told(value))
-        for key, value in comparison.settings.items()
-        if value not in (None, "", [], {}, ())
+    methods = list(dict.fromkeys(row.method for row in comparison.table))
+    seeds = sorted({cell.seed for cell in comparison.cells})
+    shares = sorted({cell.fraction for cell in comparison.cells})
+    told += [("Methods", ", ".join(methods)), ("Seeds", ", ".join(map(str, seeds)))]
+    if shares != [1.0]:
+        told.append(("Shares of the training images", ", ".join(f"{share:.0%}" for share in shares)))
+    return told + [
+        (name, _setting_told(comparison.settings[key]))
+        for key, name in _SETTINGS
+        if comparison.settings.get(key) not in (None, "", [], {}, ())
     ]
-    return told
 
 
+#: Of the settings that a comparison tells, those that the rest does not say already.
+_SETTINGS = (
+    ("recipe", "Recipe"),
+    ("about", "What it asks"),
+    ("trials", "Learning rates tried by each fine-tuning"),
+    ("rows", "Rows"),
+    ("command", "Command"),
+)
 _ROWS = (("n_train", "to train"), ("n_val", "to validate"), ("n_test", "to test"))
 
 
