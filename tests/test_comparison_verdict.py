@@ -15,10 +15,12 @@ N_SETS = 200
 TUNED = ("full", "partial:layer4", "scratch")
 
 
-def drawn_sets(n_rows: int, n_seeds: int, *, gain: float, own: float, seed_sd: float = 0.0) -> int:
+def drawn_sets(
+    n_rows: int, n_seeds: int, *, gain: float, own: float, seed_sd: float = 0.0, n_sets: int = N_SETS
+) -> int:
     """In how many of the drawn sets a gain is claimed; each has two heads and three tuned methods."""
     claimed = 0
-    for number in range(N_SETS):
+    for number in range(n_sets):
         rng = np.random.default_rng([number, n_rows, n_seeds])
         drawn = DrawnSet(rng, n_rows=n_rows, own=own, seed_sd=seed_sd)
         groups: list[Group] = []
@@ -40,9 +42,9 @@ def test_no_gain_is_claimed_where_there_is_none(n_rows: int, n_seeds: int, own: 
     assert binomtest(claimed, N_SETS, 0.05, alternative="greater").pvalue > 0.05, claimed
 
 
-@pytest.mark.parametrize(("n_rows", "n_seeds", "gain"), [(300, 1, 0.8), (1000, 1, 0.4), (1000, 3, 0.3)])
+@pytest.mark.parametrize(("n_rows", "n_seeds", "gain"), [(300, 1, 0.6), (1000, 1, 0.3), (1000, 3, 0.25)])
 def test_a_real_gain_is_claimed(n_rows: int, n_seeds: int, gain: float) -> None:
-    assert drawn_sets(n_rows, n_seeds, gain=gain, own=0.3) >= 0.9 * N_SETS
+    assert drawn_sets(n_rows, n_seeds, gain=gain, own=0.3, n_sets=50) >= 40
 
 
 def two(right: float, wrong: float, *, n_rows: int = 1000, n_seeds: int = 1) -> tuple[np.ndarray, np.ndarray]:

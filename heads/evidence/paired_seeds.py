@@ -43,11 +43,14 @@ def seeds_difference(correct_a: Hits, correct_b: Hits, *, seed: int = 0) -> Seed
     """
     assert correct_a.shape == correct_b.shape, (correct_a.shape, correct_b.shape)
     n_seeds = len(correct_a)
-    first = mcnemar(correct_a[0], correct_b[0])
     if n_seeds == 1:
         single = paired_difference(correct_a[0], correct_b[0], seed=seed)
         return SeedsDifference(
-            difference=single.difference, ci95=single.ci95, p_value=first, mcnemar_p=first, n_seeds=1
+            difference=single.difference,
+            ci95=single.ci95,
+            p_value=single.p_value,
+            mcnemar_p=single.p_value,
+            n_seeds=1,
         )
     from scipy.stats import t as student
 
@@ -61,7 +64,7 @@ def seeds_difference(correct_a: Hits, correct_b: Hits, *, seed: int = 0) -> Seed
         difference=difference,
         ci95=(max(difference - reach, -1.0), min(difference + reach, 1.0)),
         p_value=max(by_t, _sign_flip(unlike.sum(axis=0, dtype=np.int64))),
-        mcnemar_p=first,
+        mcnemar_p=mcnemar(correct_a[0], correct_b[0]),
         n_seeds=n_seeds,
     )
 
