@@ -106,15 +106,16 @@ class Asked:
 
 def asked(arguments: argparse.Namespace) -> Asked:
     """Settle flags and recipe. Raises UsageError for what makes no sense, UserError for a recipe that can't be read."""
-    from finetune.comparison.recipe import Recipe, methods_of, read_recipe
+    from finetune.comparison.recipe import Named, Recipe, methods_of, read_recipe
 
     _check(arguments)
     recipe = read_recipe(arguments.recipe) if arguments.recipe else Recipe(name="")
     flags = {"epochs": arguments.epochs, "trials": arguments.trials, "batch-size": arguments.batch_size}
     flags["precision"] = None if arguments.precision == "auto" else arguments.precision
     override = {key: value for key, value in flags.items() if value is not None}
-    listed = [(name, name, {}) for name in arguments.methods or ()] or list(recipe.methods)
-    methods = methods_of(listed or [(name, name, {}) for name in METHODS], recipe.training, override)
+    named: list[Named] = [(name, name, {}) for name in arguments.methods or ()]
+    usual: list[Named] = [(name, name, {}) for name in METHODS]
+    methods = methods_of(named or recipe.methods or usual, recipe.training, override)
     given = arguments.backbones or ((arguments.backbone,) if arguments.backbone else ())
     seeds = arguments.seeds if arguments.seeds is not None else recipe.seeds if recipe.seeds is not None else SEEDS
     if seeds < 1:

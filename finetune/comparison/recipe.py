@@ -30,6 +30,10 @@ _ROWS: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
+#: A method as it is asked for: its name in tables, what it is, and settings of its own.
+Named = tuple[str, str, Mapping[str, Any]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What a recipe asks for; what it leaves open is None or empty.
@@ -52,7 +56,7 @@ class Recipe:
     val_fraction: float | None = None
     image_size: int | None = None
     resize: str | None = None
-    methods: tuple[tuple[str, str, Mapping[str, Any]], ...] = ()
+    methods: tuple[Named, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     rows: Mapping[str, Any] = field(default_factory=dict)
 
@@ -105,7 +109,7 @@ def recipe_of(text: str, *, name: str) -> Recipe:
     _check_all(f"{where}, [rows]", "limit", list(rows.get("limit", {}).values()), int)
     if "backbone" in told and "backbones" in told:
         raise UsageError(f"{where}: backbone and backbones exclude one another: give one of them")
-    methods = [(each, each, {}) for each in told.get("methods", [])]
+    methods: list[Named] = [(each, each, {}) for each in told.get("methods", [])]
     for number, table in enumerate(told.get("method", []), start=1):
         if not isinstance(table, dict) or not isinstance(table.get("what"), str):
             raise UsageError(f"{where}, [[method]] {number}: expected a table with what, such as what = 'full'")
@@ -133,7 +137,7 @@ def recipe_of(text: str, *, name: str) -> Recipe:
 
 
 def methods_of(
-    asked: Sequence[tuple[str, str, Mapping[str, Any]]], training: Mapping[str, Any], override: Mapping[str, Any] = {}
+    asked: Sequence[Named], training: Mapping[str, Any], override: Mapping[str, Any] = {}
 ) -> tuple[Method, ...]:
     """Methods with what is said of all fine-tuning, of each, and on the command line; the later goes before.
 
