@@ -63,6 +63,7 @@ def new_compare_parser() -> Parser:
     parser.add_argument(
         "--map", choices=("pca", "tsne", "umap"), default="pca", help="how the report draws the embedding in 2-D (pca)"
     )
+    parser.add_argument("--no-report", action="store_true", help="write no report.html")
     parser.add_argument("--name", help="of the comparison's folder (data set and a fingerprint)")
     return parser
 

@@ -225,6 +225,8 @@ def _tell(comparison: Comparison, console: Console, arguments: argparse.Namespac
 
 def _reported(comparison: Comparison, console: Console, arguments: argparse.Namespace) -> Comparison:
     """The comparison with its report, where one can be written."""
+    if arguments.no_report:
+        return comparison
     if find_spec("jinja2") is None:
         console.note("  no report.html: pip install 'featcache[report]'")
         return comparison
