@@ -107,7 +107,7 @@ def test_heads_and_fine_tuning_on_the_same_rows(run: Run, tmp_path: Path) -> Non
     status, out, err = run("compare", *names, "--json")
     assert status == 0, err
     finished = json.loads(out)
-    assert Path(finished["report"]).read_text().startswith("<!doctype html>")
+    assert Path(finished["report"]).read_text().startswith("<!DOCTYPE html>")
     by_method = {row["method"]: row for row in finished["table"]}
     assert by_method["partial:layer4"]["accuracy"] == rows["partial:last:1"]["accuracy"]
     assert {each["p"] for each in finished["differences"]} == {each["p"] for each in told["differences"]}
