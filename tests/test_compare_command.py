@@ -17,7 +17,8 @@ import pytest
 from conftest import QUICK
 
 from featcache.cache import find_caches
-from finetune.comparison.results import FILE_NAME, Comparison, read_comparison
+from finetune.comparison.keeping import FILE_NAME, read_comparison
+from finetune.comparison.results import Comparison
 from heads.runs import read_run
 
 ROOT = Path(__file__).resolve().parents[1]

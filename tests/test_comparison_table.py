@@ -11,11 +11,11 @@ import pytest
 from compared import a_group
 
 from featcache.errors import UserError
-from finetune.comparison.assembling import keep
 from finetune.comparison.comparison_tables import differences_table, notes_of, results_table
 from finetune.comparison.differences import differences_of
 from finetune.comparison.groups import Group
-from finetune.comparison.results import FILE_NAME, Comparison, comparison_of, read_comparison
+from finetune.comparison.keeping import FILE_NAME, comparison_of, keep, read_comparison
+from finetune.comparison.results import Comparison
 from finetune.comparison.table import table_rows
 from finetune.comparison.verdict import verdict_of
 from heads.evidence.metrics import wilson

@@ -1,20 +1,17 @@
-"""Cells in, finished or failed; the comparison that they come to, kept in its folder, out."""
+"""Cells in, finished or failed; the comparison that they come to out."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcache.disk import explained, sync_folder
 from featcache.errors import UserError
 from featcache.files import one_line
 from finetune.comparison.differences import differences_of
 from finetune.comparison.groups import Finished, finished, group
-from finetune.comparison.results import FILE_NAME, Cell, Comparison
+from finetune.comparison.results import Cell, Comparison
 from finetune.comparison.table import table_rows
 from finetune.comparison.verdict import verdict_of
 
@@ -60,25 +57,3 @@ def assemble(
         differences=differences,
         verdict=verdict_of(groups, differences),
     )
-
-
-def keep(comparison: Comparison) -> Path:
-    """Write ``comparison.json`` to the comparison's folder, whole or not at all, in the place of an earlier one.
-
-    Raises:
-        UserError: it can't be written.
-    """
-    path = comparison.folder / FILE_NAME
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with explained(comparison.folder):
-        try:
-            comparison.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w") as file:
-                file.write(json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(comparison.folder)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return path

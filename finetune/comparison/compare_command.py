@@ -205,8 +205,8 @@ def _outcome(outcome: Outcome) -> str:
 
 def _tell(comparison: Comparison, console: Console, arguments: argparse.Namespace) -> dict[str, Any]:
     """Show and keep the comparison; gives the JSON object."""
-    from finetune.comparison.assembling import keep
     from finetune.comparison.comparison_tables import differences_table, notes_of, results_table
+    from finetune.comparison.keeping import keep
 
     console.table(*results_table(comparison))
     for note in notes_of(comparison):

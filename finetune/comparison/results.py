@@ -1,4 +1,4 @@
-"""What a comparison came to, as values: its cells, table, differences and verdict; to JSON and back.
+"""What a comparison came to, as values that go to JSON: its cells, table, differences and verdict.
 
 Accuracies, differences and shares are on the scale 0..1, times in seconds, memory in units of 10^6 bytes.
 """
@@ -11,14 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from featcache.errors import UserError
-from featcache.files import one_line
-from heads.plain_data import read_object
-
 #: Version of the keys in ``comparison.json``.
 SCHEMA = 1
-#: The file that holds a comparison, in its folder.
-FILE_NAME = "comparison.json"
 
 Interval = tuple[float, float]
 Kind = Literal["head", "finetune"]
@@ -217,69 +211,3 @@ class Comparison:
         """All of it, as JSON holds it."""
         told: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str, allow_nan=False))
         return {"schema": SCHEMA, **told}
-
-
-def comparison_of(told: Mapping[str, Any]) -> Comparison:
-    """The comparison that `Comparison.to_json` told.
-
-    Raises:
-        ValueError: a newer schema, or keys that are missing, unknown, or of another type.
-    """
-    if told.get("schema") != SCHEMA:
-        raise ValueError(f"schema {one_line(told.get('schema'))}, this library reads {SCHEMA}")
-    try:
-        values = {key: value for key, value in told.items() if key != "schema"}
-        verdict = dict(values["verdict"])
-        overtakes = verdict["overtakes"]
-        verdict |= {
-            "sentences": tuple(verdict["sentences"]),
-            "gain_ci95": _pair(verdict["gain_ci95"]),
-            "overtakes": None if overtakes is None else Overtaking(**overtakes),
-        }
-        return Comparison(
-            **{
-                **values,
-                "folder": Path(values["folder"]),
-                "report": None if values["report"] is None else Path(values["report"]),
-                "cells": tuple(
-                    Cell(**{**cell, "run": None if cell["run"] is None else Path(cell["run"])})
-                    for cell in values["cells"]
-                ),
-                "table": tuple(
-                    TableRow(
-                        **{
-                            **row,
-                            "accuracy_ci95": _pair(row["accuracy_ci95"]),
-                            "seed_spread": _pair(row["seed_spread"]),
-                            "notes": tuple(row["notes"]),
-                        }
-                    )
-                    for row in values["table"]
-                ),
-                "differences": tuple(
-                    Difference(**{**each, "ci95": _pair(each["ci95"])}) for each in values["differences"]
-                ),
-                "verdict": Verdict(**verdict),
-            }
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no comparison of this schema ({one_line(error)})") from error
-
-
-def read_comparison(folder: Path) -> Comparison:
-    """The comparison that is kept in a folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    path = folder / FILE_NAME
-    try:
-        return comparison_of(read_object(path))
-    except OSError as error:
-        raise UserError(f"{path}: no comparison ({one_line(error.strerror or error)})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {one_line(error)}; run the comparison again") from error
-
-
-def _pair(ends: Any) -> Interval | None:
-    return None if ends is None else (float(ends[0]), float(ends[1]))
