@@ -17,12 +17,15 @@ import pytest
 from browsing import probed
 from comparing import HOSTILE, compared_pictures
 
+from featcache.cache import Cache
 from featcache.errors import UsageError, UserError
 from finetune.comparison import report
+from finetune.comparison.page.embedding_map import map_picture
 from finetune.comparison.page.outcome_charts import pareto_front
 from finetune.comparison.page.training_charts import training_pictures
 from finetune.comparison.report import write_report
 from finetune.comparison.results import Comparison
+from heads.runs import read_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -222,6 +225,17 @@ def test_a_recorded_test_curve_is_marked() -> None:
     assert "used for no choice" in drawn["test-accuracy"].title
     assert "chosen by it" in drawn["test-accuracy"].caption
     assert drawn["training-loss"].alt == "Training loss by epoch. full: 1.000 at epoch 1."
+
+
+def test_a_map_by_tsne(comparison: Comparison) -> None:
+    (cell,) = (cell for cell in comparison.cells if cell.method == "logreg" and cell.run)
+    assert cell.run
+    run = read_run(cell.run)
+    cache = Cache.open(comparison.folder.parent / "features" / run.record["cache"]["file"])
+    first, again = (map_picture(cache, run, projection="tsne") for _ in range(2))
+    assert first.light == again.light
+    assert first.title == "Map of the embedding (t-SNE)"
+    assert first.alt.startswith("Scatter plot of 20 test images by the first two axes of t-SNE")
 
 
 def test_the_pareto_front() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from finetune.comparison.page.style import WIDTH, Mark, Picture, Theme, legend_below, picture
@@ -189,5 +189,6 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic axis where all values are above 0."""
     if values and min(values) > 0 and max(values) > min(values):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if max(values) / min(values) < 300 else (1.0,)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_locator(NullLocator())

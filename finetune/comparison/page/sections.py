@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -173,12 +173,11 @@ _SETTINGS = (
 _ROWS = (("n_train", "to train"), ("n_val", "to validate"), ("n_test", "to test"))
 
 
-def _encoder_told(name: str, encoder: Any) -> str:
-    if not isinstance(encoder, dict):
-        return name
-    size = encoder.get("preprocessing", {}).get("image_size")
-    weights = "random weights" if "seed" in encoder.get("weights", {}) else ""
-    parts = (weights, f"{size} px" if size else "", str(encoder.get("precision", "")))
+def _encoder_told(name: str, encoder: Mapping[str, Any]) -> str:
+    preprocessing, weights = encoder.get("preprocessing"), encoder.get("weights")
+    size = preprocessing.get("image_size") if isinstance(preprocessing, dict) else None
+    drawn = "random weights" if isinstance(weights, dict) and "seed" in weights else ""
+    parts = (drawn, f"{size} px" if size else "", str(encoder.get("precision", "")))
     return ", ".join([name, *(part for part in parts if part)])
 
 

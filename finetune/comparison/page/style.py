@@ -89,7 +89,8 @@ class Mark:
 
     @property
     def dashes(self) -> object:
-        return DASHES[self.number % len(DASHES)]
+        # Where a colour comes again, its dashes differ.
+        return DASHES[(self.number + self.number // len(LIGHT.series)) % len(DASHES)]
 
     def line(self, theme: Theme, *, hollow: bool = False) -> dict[str, Any]:
         """What ``Axes.plot`` takes for a line with markers."""
