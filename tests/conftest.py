@@ -19,6 +19,7 @@ from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
 from featcache.embedding import Embedding
 from finetune import finetune_command
+from finetune.comparison import compare_command
 from heads import fit_head_command
 
 #: Flags that make embedding quick: a real backbone with random weights, on few and small images.
@@ -117,6 +118,7 @@ def run(
         "fit-head": fit_head_command.main,
         "finetune": finetune_command.main,
         "cache": cache_command.main,
+        "compare": compare_command.main,
     }
 
     def call(command: str, *arguments: object) -> tuple[int, str, str]:

@@ -15,7 +15,7 @@ from featcache.errors import UsageError
 if TYPE_CHECKING:
     from finetune.comparison.methods import Method
 
-DESCRIPTION = """Is fine-tuning worth it? Cached heads and fine-tuning on the same rows: a table of accuracies and costs, the
+DESCRIPTION = """Is fine-tuning worth it? Cached heads and fine-tuning on the same rows: accuracies, costs,
 differences from the best head, and a verdict. The same command again finds finished cells and goes on."""
 
 METHODS = ("logreg", "svm", "knn", "head", "full")
@@ -60,6 +60,9 @@ def new_compare_parser() -> Parser:
     how.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
     how.add_argument("--workers", type=int, metavar="N", help="threads that decode ahead (one a core)")
     add_subset_flags(parser)
+    parser.add_argument(
+        "--map", choices=("pca", "tsne", "umap"), default="pca", help="how the report draws the embedding in 2-D (pca)"
+    )
     parser.add_argument("--name", help="of the comparison's folder (data set and a fingerprint)")
     return parser
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
@@ -41,7 +40,7 @@ def _dispatched(arguments: argparse.Namespace, console: Console, command: str) -
     if arguments.recipe == "list":
         return _list_recipes(console)
     comparison = _of_runs(arguments, console) if arguments.runs else _run(arguments, console, command)
-    return _tell(comparison, console, arguments.cache_dir)
+    return _tell(comparison, console, arguments)
 
 
 def _list_recipes(console: Console) -> dict[str, Any]:
@@ -106,6 +105,8 @@ def _run(arguments: argparse.Namespace, console: Console, command: str) -> Compa
     plans = plan_cells(
         _embedded(wanted, arguments, console), place=place, seeds=wanted.seeds, fractions=wanted.fractions
     )
+    if not plans:
+        raise UsageError(f"no method of the recipe is for {', '.join(wanted.backbones)}: give --methods")
     settings = _settings(wanted, arguments)
     _tell_plan(console, plans, wanted)
     deadline = None if arguments.budget is None else began + arguments.budget
@@ -202,7 +203,7 @@ def _outcome(outcome: Outcome) -> str:
     return f"found, {outcome.cell.run.name}" if outcome.found else f"{outcome.seconds:.1f} s, {outcome.cell.run.name}"
 
 
-def _tell(comparison: Comparison, console: Console, cache_dir: Path) -> dict[str, Any]:
+def _tell(comparison: Comparison, console: Console, arguments: argparse.Namespace) -> dict[str, Any]:
     """Show and keep the comparison; gives the JSON object."""
     from finetune.comparison.assembling import keep
     from finetune.comparison.comparison_tables import differences_table, notes_of, results_table
@@ -215,18 +216,20 @@ def _tell(comparison: Comparison, console: Console, cache_dir: Path) -> dict[str
     for sentence in comparison.verdict.sentences:
         console.note(sentence)
     keep(comparison)
-    comparison = _reported(comparison, console, cache_dir)
+    comparison = _reported(comparison, console, arguments)
     keep(comparison)
     console.note(f"kept in {comparison.folder}")
     told = comparison.to_json()
     return {key: told[key] for key in ("table", "differences", "verdict", "report")}
 
 
-def _reported(comparison: Comparison, console: Console, cache_dir: Path) -> Comparison:
+def _reported(comparison: Comparison, console: Console, arguments: argparse.Namespace) -> Comparison:
     """The comparison with its report, where one can be written."""
     if find_spec("jinja2") is None:
         console.note("  no report.html: pip install 'featcache[report]'")
         return comparison
     from finetune.comparison.report import write_report
 
-    return replace(comparison, report=write_report(comparison, comparison.folder, cache_dir=cache_dir))
+    page = write_report(comparison, comparison.folder, cache_dir=arguments.cache_dir, projection=arguments.map)
+    console.note(f"report {page}")
+    return replace(comparison, report=page)

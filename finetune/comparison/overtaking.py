@@ -24,19 +24,18 @@ def overtaking_of(groups: Sequence[Group], head: Group, tuned: Group) -> Overtak
     """
     test_rows = shared_test_rows(groups)
     own = [each for each in groups if comparable(each, test_rows)]
-    by_size: dict[int, list[NDArray[np.float64]]] = {}
-    for low in own:
-        if (low.backbone, low.method) != (head.backbone, head.method):
+    by_size: dict[int, Doubles] = {}
+    for below in own:
+        if (below.backbone, below.method) != (head.backbone, head.method):
             continue
-        for high in own:
-            same = (high.backbone, high.method, high.fraction) == (tuned.backbone, tuned.method, low.fraction)
-            if same and (seeds := common_seeds(low, high)):
-                unlike = high.hits(seeds).astype(np.float64) - low.hits(seeds)
-                by_size[low.n_train] = [unlike]
+        for above in own:
+            same = (above.backbone, above.method, above.fraction) == (tuned.backbone, tuned.method, below.fraction)
+            if same and (seeds := common_seeds(below, above)):
+                by_size[below.n_train] = above.hits(seeds).astype(np.float64) - below.hits(seeds)
     sizes = np.array(sorted(by_size), np.float64)
     if len(sizes) < 2:
         return None
-    unlike = [by_size[int(size)][0] for size in sizes]
+    unlike = [by_size[int(size)] for size in sizes]
     found = crossing(sizes, np.array([part.mean() for part in unlike]))
     drawn = _redrawn(sizes, unlike)
     low_end, high_end = np.quantile(drawn, (0.025, 0.975), method="nearest")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from featcache.errors import UserError
@@ -67,8 +67,20 @@ def run_cells(
                 with watching(plan) as watch:
                     _run(plan, watch)
         except Exception as error:  # noqa: BLE001  one cell's failure is no other's
-            failure = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+            found = _made_meanwhile(plan)
+            failure = None if found else _reason(error)
         yield Outcome(plan=plan, cell=plan.cell(failure=failure), found=found, seconds=time.monotonic() - began)
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+
+
+def _made_meanwhile(plan: CellPlan) -> bool:
+    """Whether another process, at work on the same cells, has finished this one."""
+    with suppress(UserError):
+        return plan.is_finished()
+    return False
 
 
 def _run(plan: CellPlan, watch: Watch) -> None:

@@ -64,7 +64,7 @@ class _Usual:
 def _row(each: Group, usual: _Usual, test_rows: str | None, cache_dir: Path) -> TableRow:
     failed = [cell for cell in each.cells if cell.failure is not None]
     notes = list(_failures(each))
-    shared = {
+    shared: dict[str, Any] = {
         "backbone": each.backbone,
         "method": each.method,
         "kind": each.kind,

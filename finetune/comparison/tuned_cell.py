@@ -110,7 +110,7 @@ def run_tuned_cell(
     trunk = _trunk_of(cell, start, plan, tuning, on_note)
     rows = tuning if trunk is None else trunk.rows
     plans = [
-        replace(plan, rates={group: rate * factor for group, rate in plan.rates.items()})
+        replace(plan, rates={group: float(f"{rate * factor:.12g}") for group, rate in plan.rates.items()})
         for factor in RATE_FACTORS[: method.trials]
     ]
     trials = [
@@ -206,7 +206,8 @@ def _plan(cell: CellPlan, start: _Start, *, rate: float | None) -> tuple[Plan, l
             notes.append(f"thaws the last {most} of {len(stages)} stages, one an epoch: it has no more epochs")
     trains = make_plan(stages, staged.head_name, lr=1.0, **flags).trained
     usual = usual_rate(start.settings.optimizer, trains=bool(trains), from_scratch=method.what == "scratch")
-    asked = rate if rate is not None else usual if method.lr in (None, AUTO) else method.lr
+    own = usual if method.lr is None or isinstance(method.lr, str) else method.lr
+    asked = own if rate is None else rate
     return make_plan(stages, staged.head_name, lr=asked, **flags), notes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from finetune.comparison.differences import LEVEL, best_by_validation, candidates
 from finetune.comparison.groups import Group
@@ -33,7 +34,7 @@ def verdict_of(groups: Sequence[Group], differences: Sequence[Difference]) -> Ve
     if head is None:
         return Verdict(sentences=("No cached head is there to compare with: add one to --methods, such as logreg.",))
     first = _told_head(head)
-    names = {"best_head": head.method, "best_head_backbone": head.backbone}
+    names: dict[str, Any] = {"best_head": head.method, "best_head_backbone": head.backbone}
     gain = None if tuned is None else _difference(differences, tuned)
     if tuned is None or gain is None:
         return Verdict(
