@@ -61,8 +61,9 @@ def selection_picture(run: Run, *, method: str) -> Picture | None:
     key, score = ("val_balanced_accuracy", "balanced accuracy") if balanced else ("val_accuracy", "accuracy")
     scored = [each for each in selection["candidates"] if each.get(key) is not None]
     chosen = run.record["params"]
-    for parameter in chosen:
-        lines = lines_along(parameter, scored, key) if parameter != "epochs" else []
+    for parameter, value in chosen.items():
+        numeric = parameter != "epochs" and isinstance(value, int | float)
+        lines = lines_along(parameter, scored, key) if numeric else []
         if any(len(values) > 1 for _, values, _, _ in lines):
             break
     else:
@@ -120,7 +121,7 @@ def trials_picture(
         f"rates{suffix}",
         draw,
         title="Trials of learning rates",
-        caption="Each method had the same number of trials; the rate with the highest validation accuracy was taken.",
+        caption="Of the first seed. The rate with the highest validation accuracy was taken.",
         alt=f"Validation accuracy by learning rate. {' '.join(told)}",
         height=3.7,
     )

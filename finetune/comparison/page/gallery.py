@@ -65,9 +65,10 @@ class TestImages:
         held = cache.splits["test"]
         # Another seed may have carved another test split: then they are in train now.
         splits = [split for name, split in dataset.splits.items() if name != "test"] + [dataset.splits["test"]]
+        content = {held.ids[row]: held.content[row].tobytes() for row in np.flatnonzero(held.status == OK).tolist()}
         return cls(
-            at={name: (split.images, row) for split in splits for row, name in enumerate(split.ids)},
-            content={held.ids[row]: held.content[row].tobytes() for row in np.flatnonzero(held.status == OK).tolist()},
+            at={name: (split.images, row) for split in splits for row, name in enumerate(split.ids) if name in content},
+            content=content,
             preprocessing=Preprocessing.from_json(cache.encoder["preprocessing"]),
         )
 
