@@ -82,13 +82,15 @@ def facts_of(comparison: Comparison) -> list[Fact]:
                 facts.append(Fact(name=name, number=words.accuracy(row.accuracy), detail=detail))
     if verdict.gain is not None:
         ends = "" if verdict.gain_ci95 is None else f"{words.points_interval(verdict.gain_ci95)}, "
-        chance = "beyond chance" if verdict.beyond_chance else "could be chance"
+        by_chance = verdict.gain_holm_p is None or verdict.gain_holm_p >= 0.05
+        chance = "could be chance" if by_chance else "beyond chance"
         number = f"{words.points(verdict.gain)} points"
         facts.append(Fact(name="Gain of fine-tuning", number=number, detail=f"{ends}{chance}"))
     if verdict.extra_minutes is not None:
         rate = verdict.points_per_minute
         detail = "beyond the head, search included" if rate is None else f"{rate:+.2g} points for each minute"
-        number = f"{verdict.extra_minutes:.3g} min"
+        sign = "−" if verdict.extra_minutes < 0 else ""
+        number = sign + words.duration(60 * abs(verdict.extra_minutes))
         facts.append(Fact(name="Extra time", number=number, detail=detail.replace("-", "−")))
     return facts
 
