@@ -171,7 +171,7 @@ def _png(draw: Callable[[Axes, Theme], None], theme: Theme, height: float) -> by
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it; the page has the name
         figure = Figure(figsize=(WIDTH, height), dpi=_DPI, layout="constrained", facecolor=theme.paper)
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         draw(figure.subplots(), theme)
         canvas.draw()  # savefig would draw it twice
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
