@@ -45,7 +45,7 @@ def confusion_picture(run: Run, *, name: str, method: str) -> Picture:
         caption="Rows are true classes, columns predicted ones; the darker, the larger the share of the row.",
         alt=f"Confusion matrix of {method}: {right:,} of {len(labels):,} test images are right. "
         + (f"Most frequent mistakes: {told}." if told else "There are no mistakes."),
-        height=WIDTH - 0.2,
+        height=3.5 if len(names) <= 3 else WIDTH,
     )
 
 
@@ -171,8 +171,7 @@ def _draw_confusion(axes: Axes, theme: Theme, counts: NDArray[np.int64], names: 
         for true in places:
             for predicted in places:
                 if count := int(counts[true, predicted]):
-                    dark = (shares[true, predicted] > 0.5) is (theme.paper == "#ffffff")
-                    color = "#ffffff" if dark else "#1c2733" if shares[true, predicted] > 0.5 else theme.ink
+                    color = theme.paper if shares[true, predicted] > 0.5 else theme.ink
                     axes.text(predicted, true, f"{count:,}", ha="center", va="center", color=color, fontsize=8.5)
     if len(names) <= _WITH_NAMES:
         told = [short(name, 14) for name in names]
@@ -190,6 +189,8 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic axis where all values are above 0."""
     if values and min(values) > 0 and max(values) > min(values):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if max(values) / min(values) < 300 else (1.0,)))
+        axes.xaxis.set_major_locator(
+            LogLocator(subs=(1.0, 3.0) if max(values) / min(values) < 300 else (1.0,), numticks=7)
+        )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_locator(NullLocator())

@@ -14,6 +14,7 @@ from featcache.datasets import Images, load_dataset
 from featcache.layout import OK
 from featcache.preprocessing import Preprocessing
 from finetune.cached_rows import origin_of
+from finetune.comparison.page.words import short
 from heads.evidence.metrics import softmax
 from heads.runs import Run
 
@@ -133,7 +134,7 @@ def confident_mistakes(images: TestImages, run: Run, *, limit: int = 8) -> list[
         Thumbnail(
             jpeg=found[name],
             alt=f"test image {name}: {names[true]}, taken for {names[predicted]}",
-            caption=f"{names[true]}, taken for {names[predicted]}{sure}",
+            caption=f"{short(names[true])}, taken for {short(names[predicted])}{sure}",
         )
         for name, true, predicted, sure in rows
         if name in found
