@@ -62,7 +62,7 @@ class Shown:
     def pictures(self) -> tuple[Picture, ...]:
         """All of them, in the order of the page."""
         return (
-            *self.outcome, *self.differences, *self.cost, *self.size, *self.training, *self.choices, *self.confusions,
+            *self.outcome, *self.cost, *self.differences, *self.size, *self.training, *self.choices, *self.confusions,
             *self.maps,
         )  # fmt: skip
 
@@ -107,7 +107,7 @@ def sections_of(comparison: Comparison, shown: Shown) -> list[Section]:
             table=results_table(comparison) if comparison.table else None,
             notes=tuple((_told(row), note) for row in comparison.table for note in row.notes),
             failed=tuple(failed),
-            pictures=shown.outcome,
+            pictures=(*shown.outcome, *shown.cost),
         ),
         Section(
             id="differences",
@@ -116,10 +116,10 @@ def sections_of(comparison: Comparison, shown: Shown) -> list[Section]:
             pictures=shown.differences,
         ),
         Section(
-            id="cost",
-            title="Time and data",
+            id="size",
+            title="How much data",
             lead=overtakes.told if overtakes else "",
-            pictures=(*shown.cost, *shown.size),
+            pictures=shown.size,
         ),
         Section(id="training", title="Training", pictures=shown.training),
         Section(id="choices", title="Choices made on validation", pictures=shown.choices),
