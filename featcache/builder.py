@@ -112,7 +112,7 @@ class CacheBuilder:
 
     def _opened_splits(self) -> dict[str, CachedSplit]:
         """The splits as they lie in the file now; what they read of it once, they keep."""
-        sizes = {"block_rows": self.plan.block_rows, "n_classes": len(self.plan.class_names)}
+        sizes = {"block_rows": self.plan.block_rows, "class_names": self.plan.class_names}
         return {name: CachedSplit(name, self._stored[name], **sizes) for name in self.plan.splits}
 
     def look(self) -> bool:

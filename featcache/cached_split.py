@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache import layout
+from featcache.damage import Damage
 from featcache.errors import CacheError
 from featcache.stored import Stored
 
@@ -23,24 +23,12 @@ MAX_THREADS = 4
 THREAD_BYTES = 1 << 24
 
 
-@dataclass(frozen=True)
-class Damage:
-    """A block that does not match its checksum: rows ``start`` to ``stop`` - 1 of a split's data set."""
-
-    split: str
-    data_set: str
-    start: int
-    stop: int
-
-    def __str__(self) -> str:
-        return f"/{self.split}/{self.data_set}, rows {self.start} to {self.stop - 1}, do not match their checksum"
-
-
 class CachedSplit:
     """One split of a cache. Safe to send to other processes and to read in many at once.
 
     Attributes:
         name: ``train``, ``val`` or ``test``.
+        class_names: by label.
         row_shape: of one row's features: (D,) or (C, H, W), with views (V, D) or (V, C, H, W).
         features: (N, *row_shape) float16 or float32, mapped, not checked; ``read`` and ``load`` check.
         labels: (N,) int64, -1 where unlabelled.
@@ -52,15 +40,17 @@ class CachedSplit:
         errors: by id, why a row has none (the first 1,024 of them).
     """
 
-    def __init__(self, name: str, stored: Mapping[str, Stored], *, block_rows: int, n_classes: int) -> None:
+    def __init__(
+        self, name: str, stored: Mapping[str, Stored], *, block_rows: int, class_names: tuple[str, ...]
+    ) -> None:
         self.name = name
         self.stored = stored
         self.block_rows = block_rows
-        self.n_classes = n_classes
+        self.class_names = class_names
         self.row_shape = stored["features"].shape[1:]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: vars(self)[key] for key in ("name", "stored", "block_rows", "n_classes", "row_shape")}
+        return {key: vars(self)[key] for key in ("name", "stored", "block_rows", "class_names", "row_shape")}
 
     def __len__(self) -> int:
         return self.stored["labels"].shape[0]
@@ -76,9 +66,10 @@ class CachedSplit:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         labels = self._whole("labels")
-        if len(labels) and not (labels.min() >= -1 and labels.max() < self.n_classes):
+        if len(labels) and not (labels.min() >= -1 and labels.max() < len(self.class_names)):
             where = f"{self.stored['labels'].file.path}: /{self.name}/labels"
-            raise CacheError(f"{where} go from {labels.min()} to {labels.max()}; there are {self.n_classes} classes")
+            n_classes = len(self.class_names)
+            raise CacheError(f"{where} go from {labels.min()} to {labels.max()}; there are {n_classes} classes")
         return labels
 
     @cached_property
