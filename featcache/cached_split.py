@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,11 @@ from featcache import layout
 from featcache.damage import Damage
 from featcache.errors import CacheError
 from featcache.stored import Stored
+
+if TYPE_CHECKING:
+    import pandas
+
+    from featcache.torch_data import CachedDataset
 
 Array = NDArray[Any]
 
@@ -112,6 +117,18 @@ class CachedSplit:
     def usable(self) -> NDArray[np.int64]:
         """Indices of the rows that have features and a label."""
         return np.flatnonzero((self.status == layout.OK) & (self.labels >= 0))
+
+    def torch_dataset(self, rows: NDArray[np.int64] | None = None) -> CachedDataset:
+        """The usable rows, or those given, as a torch Dataset of (features, label)."""
+        from featcache.torch_data import CachedDataset
+
+        return CachedDataset(self, rows)
+
+    def to_pandas(self, *, features: bool = False) -> pandas.DataFrame:
+        """All rows as a DataFrame by id: label, class, status, content, and the features, if wanted, NaN where none."""
+        from featcache.tables import data_frame
+
+        return data_frame(self, features=features)
 
     def load(self, rows: NDArray[np.int64] | None = None, *, check: bool = True) -> NDArray[np.float32]:
         """Like ``read``, in float32."""
