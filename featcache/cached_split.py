@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 #: All of a split is read by up to so many threads, each of which has this many bytes to read at least.
-MAX_THREADS = 4
-THREAD_BYTES = 1 << 24
+MAX_THREADS, THREAD_BYTES = 4, 1 << 24
 
 
 class CachedSplit:
@@ -40,8 +39,7 @@ class CachedSplit:
         ids: (N,) relative paths or indices, unique in the split.
         content: (N, 16) uint8 digests of the source bytes.
         status: (N,) uint8, 0 where the row has features.
-        origin: (N,) uint8, 0 where the row was embedded for this file, else which of the provenance's ``reused`` caches
-            it was copied from, counted from 1.
+        origin: (N,) uint8, 0 where embedded for this file, else from which of the provenance's ``reused``, from 1 on.
         errors: by id, why a row has none (the first 1,024 of them).
     """
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +13,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 
 from featcache.backbones import load_backbone
 from featcache.embedding import Embedding
+from featcache.encoder import NO_IMAGES, Encoder
 from featcache.errors import UsageError, one_of
-from featcache.feature_store import COMMAND, NO_IMAGES, Encoder, FeatureStore
+from featcache.feature_store import FeatureStore
 from featcache.handed_images import handed_images
 from featcache.layout import STORAGES
 from featcache.machine import choose_device, n_cores
@@ -110,13 +109,12 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         handed, encoder, workers = handed_images(X), self._encoder(), self.workers
         if workers is None:
             workers = 0 if handed.images.in_memory else min(16, n_cores())
-        with ExitStack() as held:
-            if self.cache_dir is None:
-                folder, beside = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="featcache-"))), ()
-            else:
-                folder, beside = Path(self.cache_dir, STORE), (Path(self.cache_dir),)
-            store = FeatureStore(encoder=encoder, folder=folder, beside=beside, workers=workers)
-            return store.features(handed.images, handed.names)
+        images = handed.distinct()
+        if self.cache_dir is None:
+            return encoder.features(images, workers=workers)[images.back]
+        folder = Path(self.cache_dir)
+        store = FeatureStore(encoder=encoder, folder=folder / STORE, beside=(folder,), workers=workers)
+        return store.features(images)[images.back]
 
     @property
     def _n_features_out(self) -> int:
@@ -178,13 +176,12 @@ def _load(
     embedding = Embedding(
         dataset=NO_IMAGES,
         backbone=load_backbone(backbone, **settings),
-        cache_dir=Path(),  # the store's own, when there is one
+        cache_dir=Path(),  # that of a store, if any
         storage=storage,
         engine=engine,
         precision=precision,
         device=choose_device(device),
         batch_size=batch_size,
-        command=(COMMAND,),
     )
     return Encoder(embedding)
 

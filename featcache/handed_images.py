@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +14,36 @@ from PIL import Image, ImageOps
 
 from featcache import images
 from featcache.datasets import ArrayImages, FileImages, Images, ReadImages
-from featcache.errors import UsageError
+from featcache.errors import UsageError, UserError
 from featcache.files import one_line
 from featcache.images import DamagedImageError, Pixels, stack_digests
 from featcache.layout import DIGEST_SIZE
 
+#: Damaged images that a message names.
+MAX_NAMED = 5
+
 _EXPECTED = "expected paths, PIL images, or uint8 arrays (N, H, W) or (N, H, W, 3)"
+
+
+@dataclass(frozen=True)
+class DistinctImages:
+    """Images of different contents.
+
+    Attributes:
+        images, names: of n.
+        content: (n, 16) uint8 digests, ascending.
+        back: (N,) int64, which of them each image is that was handed over.
+    """
+
+    images: Images
+    names: tuple[str, ...]
+    content: NDArray[np.uint8]
+    back: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> DistinctImages:
+        """Some of them, in ascending order."""
+        names = tuple(self.names[row] for row in rows.tolist())
+        return DistinctImages(self.images.take(rows), names, self.content[rows], np.arange(len(rows)))
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,25 @@ class HandedImages:
 
     images: Images
     names: tuple[str, ...]
+
+    def distinct(self) -> DistinctImages:
+        """Each content once. Raises UserError where images can't be read."""
+        content = self.images.digests()
+        unread = np.flatnonzero(~content.any(axis=1)).tolist()
+        if unread:
+            reasons = self.images.read(unread[:MAX_NAMED]).damaged
+            raise damaged({self.names[row]: reasons.get(place, "") for place, row in enumerate(unread)})
+        keys = np.ascontiguousarray(content).view(f"V{DIGEST_SIZE}").reshape(-1)
+        _, first, back = np.unique(keys, return_index=True, return_inverse=True)
+        names = tuple(self.names[row] for row in first.tolist())
+        return DistinctImages(self.images.take(first), names, content[first], back.reshape(-1))
+
+
+def damaged(reasons: Mapping[str, str]) -> UserError:
+    """The error for images without features, with why, by name; of many the first are named."""
+    told = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:MAX_NAMED])
+    more = f" (and {len(reasons) - MAX_NAMED:,} more)" if len(reasons) > MAX_NAMED else ""
+    return UserError(f"{told}{more}; mend or remove {'them' if len(reasons) > 1 else 'it'}")
 
 
 @dataclass(frozen=True)
