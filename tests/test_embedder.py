@@ -61,12 +61,12 @@ def refuse_to_embed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_features_are_those_that_a_cache_holds(embedder: Embedder, embed: Embed) -> None:
     dataset = noise(20)
-    split = embed(dataset).run().cache.splits["train"]
+    expected = embed(dataset).run().cache.splits["train"].load()
     pixels = dataset.splits["train"].images.read(range(20)).pixels
     shutil.rmtree(embedder.cache_dir)
     features = embedder.fit_transform(pixels)
     assert (features.dtype, features.shape) == (np.float32, (20, 512))
-    np.testing.assert_array_equal(features, split.load())
+    np.testing.assert_array_equal(features, expected)
     order = [3, 3, 19, 0]
     np.testing.assert_array_equal(embedder.transform(pixels[order]), features[order])
 
@@ -118,13 +118,13 @@ def test_nothing_is_embedded_twice(embedder: Embedder, monkeypatch: pytest.Monke
 
 
 def test_a_store_keeps_few_files_and_each_image_once(embedder: Embedder, run: Run) -> None:
-    images = some_noise(40)
-    for end in range(1, 41):
+    images = some_noise(12)
+    for end in range(1, 13):
         embedder.transform(images[:end])
     caches = store(embedder)
     rows = [len(cache.splits["train"]) for cache in caches]
-    assert sum(rows) == 40
-    assert len(caches) <= 6
+    assert sum(rows) == 12
+    assert len(caches) <= 4
     assert all(cache.is_byproduct for cache in caches)
     folder = Path(embedder.cache_dir, "embedder")
     assert files(folder) >= {cache.path.name for cache in caches}
@@ -132,7 +132,7 @@ def test_a_store_keeps_few_files_and_each_image_once(embedder: Embedder, run: Ru
     assert {each.path.suffix for each in garbage} <= {".lock"}
     status, _, err = run("cache", "verify", "--cache-dir", folder, "--no-canary")
     assert status == 0, err
-    assert len({row.tobytes() for cache in caches for row in cache.splits["train"].content}) == 40
+    assert len({row.tobytes() for cache in caches for row in cache.splits["train"].content}) == 12
 
 
 def test_other_commands_pass_over_a_store(embedder: Embedder, run: Run) -> None:
@@ -169,8 +169,8 @@ def test_damaged_images_are_named(
     message = str(caught.value)
     assert f"{pictures[4]}: not a JPEG" in message
     assert f"{pictures[7]}: damaged" in message
-    with pytest.raises(UserError, match="8.png: .*; mend or remove it$"):
-        embedder.transform([pictures[1], "8.png/none", "8.png"][:2])
+    with pytest.raises(UserError, match="^8.png/none: cannot be read: .*; mend or remove it$"):
+        embedder.transform([pictures[1], "8.png/none"])
     if cache_dir:
         before = files(Path("features/embedder"))
         refused = pytest.raises(UserError, match="4.png: not a JPEG")

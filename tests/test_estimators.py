@@ -45,6 +45,7 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
         check(estimator)
 
 
+@pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")  # NearestCentroid's, of pixels that are always dark
 @pytest.mark.parametrize(
     ("estimator", "referee"),
     [
