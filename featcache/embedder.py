@@ -34,7 +34,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     Nothing is learned: ``fit`` only checks. Images are told apart by their content, and each is embedded once: what a
     cache of the same encoder in ``cache_dir`` holds (``bin/embed`` makes such), or the store in ``cache_dir/embedder``,
-    is read. So the folds and grid points of a search embed nothing twice, whichever process comes first.
+    is read. So the folds and grid points of a search embed nothing twice, whichever process comes first. Each call that
+    embeds something writes a file and syncs it: for a stream of single images ``cache_dir=None`` is the faster way.
 
     Parameters:
         backbone, weights, image_size, resize, mean, std: as ``load_backbone`` takes them.

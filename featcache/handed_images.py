@@ -151,9 +151,9 @@ def _of_array(X: NDArray[Any]) -> HandedImages:
 
 
 def _of_paths(paths: Sequence[str]) -> HandedImages:
-    absolute = [os.path.join(os.getcwd(), path) for path in paths]  # noqa: PTH109, PTH118  a third of pathlib's time
-    root = os.path.commonpath([os.path.dirname(path) for path in absolute])  # noqa: PTH120
-    names = tuple(os.path.relpath(path, root) if ".." in path else path[len(root) :].lstrip("/") for path in absolute)
+    absolute = [Path(path).absolute() for path in paths]  # as names alone: what ".." leads to may go through a link
+    root = os.path.commonpath([path.parent for path in absolute])
+    names = tuple(path.relative_to(root).as_posix() for path in absolute)
     return HandedImages(FileImages(Path(root), names), tuple(paths))
 
 
