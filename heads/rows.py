@@ -164,6 +164,10 @@ def load_rows(
     if views not in VIEWS:
         raise one_of("choice of --views", views, list(VIEWS))
     for cache in caches:
+        if "test" not in cache.splits:
+            raise UserError(
+                f"{cache.path}: has no test split, as it was made for its own rows: take one of bin/embed's"
+            )
         if not cache.holds_vectors and not pool_maps:
             raise UserError(
                 f"{cache.path}: holds maps (cut after {cache.encoder['cut']}), and heads need vectors: "

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from featcache import layout
 from featcache.cache import Cache
-from featcache.cached_split import CachedSplit, Damage
+from featcache.cached_split import CachedSplit
+from featcache.damage import Damage
 from featcache.errors import CacheError, UserError
 from featcache.upkeep.differences import differing_fields
 
