@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from featcache.errors import UsageError, UserError
+from heads.serving import inputs
 from heads.serving.inputs import inputs_of
 
 NOTHING = io.BytesIO()
@@ -25,18 +26,26 @@ def touch(root: Path, *names: str) -> Path:
 def test_folders_are_walked_in_order_and_what_is_no_image_is_counted(tmp_path: Path) -> None:
     root = touch(tmp_path / "p", "b/2.jpg", "b/1.PNG", "a/deep/3.webp", "z.jpg", "notes.txt", ".hidden.jpg", ".h/x.jpg")
     (root / "a" / "loop").symlink_to(root)
-    inputs = inputs_of([str(root / "b" / "2.jpg"), str(root)], NOTHING)
+    found = inputs_of([str(root / "b" / "2.jpg"), str(root)], NOTHING)
     expected = ["b/2.jpg", "z.jpg", "a/deep/3.webp", "b/1.PNG", "b/2.jpg"]
     for _ in range(2):
-        assert list(inputs.paths()) == [str(root / name) for name in expected]
-    assert inputs.counted() == (5, Counter({".txt": 1}))
+        assert list(found.paths()) == [str(root / name) for name in expected]
+    assert found.counted() == (5, Counter({".txt": 1}))
 
 
 def test_a_list_can_be_gone_through_again_and_paths_may_be_any_bytes() -> None:
-    inputs = inputs_of(["-"], io.BytesIO(b"a b.jpg\n\nc.jpg\r\ncaf\xe9.png"))
+    found = inputs_of(["-"], io.BytesIO(b"a b.jpg\n\nc.jpg\r\ncaf\xe9.png"))
     for _ in range(2):
-        assert list(inputs.paths()) == ["a b.jpg", "c.jpg", os.fsdecode(b"caf\xe9.png")]
-    assert inputs.counted()[0] == 3
+        assert list(found.paths()) == ["a b.jpg", "c.jpg", os.fsdecode(b"caf\xe9.png")]
+    assert found.counted()[0] == 3
+
+
+def test_a_list_of_find_print0_may_have_line_ends_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"folder/a\n{i}.jpg" for i in range(50)]
+    for at_once in (20, 33, 1 << 16):
+        monkeypatch.setattr(inputs, "_AT_ONCE", at_once)  # the first zero byte decides
+        listed = io.BytesIO("\0".join([*names, ""]).encode())
+        assert list(inputs_of(["-"], listed).paths()) == names
 
 
 def test_a_named_file_counts_whatever_its_name(tmp_path: Path) -> None:

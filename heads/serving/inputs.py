@@ -18,6 +18,7 @@ from featcache.folders import image_files
 LIST = "-"
 #: A list of more bytes goes to a temporary file.
 _IN_MEMORY = 1 << 24
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Inputs:
 
     Attributes:
         given: images, folders, and ``-`` for the list.
-        listed: paths, a line each, of what ``-`` stands for.
+        listed: what ``-`` stands for: paths, a line each, or each ended by a zero byte as ``find -print0`` does.
     """
 
     given: tuple[str, ...]
@@ -60,9 +61,19 @@ class Inputs:
     def _listed(self) -> Iterator[str]:
         assert self.listed is not None
         self.listed.seek(0)
-        for line in self.listed:
-            if name := os.fsdecode(line.rstrip(b"\r\n")):
-                yield name
+        end, left = None, b""
+        while chunk := self.listed.read(_AT_ONCE):
+            end = end or (b"\0" if b"\0" in chunk else b"\n")
+            *names, left = (left + chunk).split(end)
+            yield from _named(names, end)
+        yield from _named([left], end or b"\n")
+
+
+def _named(names: Sequence[bytes], end: bytes) -> Iterator[str]:
+    """Names as the file system has them, empty ones left out."""
+    for name in names:
+        if whole := (name.rstrip(b"\r") if end == b"\n" else name):
+            yield os.fsdecode(whole)
 
 
 def inputs_of(given: Sequence[str], stdin: BinaryIO) -> Inputs:

@@ -6,7 +6,8 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,8 +150,8 @@ def _loaded(
     from heads.serving.predicting import Predicting
 
     keep_freed_memory()
-    engine = arguments.engine or record["encoder"].get("engine")
-    on_cpu = engine == "openvino" and arguments.device == "auto"
+    own = "eager" if record["kind"] == "finetune" else record["encoder"].get("engine")
+    on_cpu = (arguments.engine or own) == "openvino" and arguments.device == "auto"
     device = choose_device("cpu" if on_cpu else arguments.device)
     workers = min(16, n_cores()) if arguments.workers is None else arguments.workers
     loaded = load_run(
@@ -198,7 +199,9 @@ def _loaded(
 def _to_stdout(asked: Predicting, inputs: Inputs, writer: Writer, console: Console, total: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     print(writer.header(), end="", flush=True)
-    with console.progress("predicting", "images") as progress:
+    shown: AbstractContextManager[Callable[[int, int], None]]
+    shown = nullcontext(lambda done, total: None) if sys.stdout.isatty() else console.progress("predicting", "images")
+    with shown as progress:  # no bar where the lines themselves pass by
         done = 0
         for batch in asked.batches(inputs.paths()):
             text = "".join(map(writer.line, batch.predictions))
