@@ -157,7 +157,7 @@ def check_unchanged(made: ResumableFile, marks: Iterator[str]) -> None:
 
 
 def _locked(file: FileIO, path: Path) -> bool:
-    """Whether this process has the file to itself, and it still is the one at its path: it may just have been renamed."""
+    """Whether this process has the file to itself, and it is still there under its name, not just published."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
