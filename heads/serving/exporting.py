@@ -15,7 +15,7 @@ from featcache.errors import UsageError, UserError, missing_extra
 from heads.serving import graph, onnx_file, torch_file, weights_file
 from heads.serving.description import as_texts, description
 from heads.serving.loaded_run import LoadedRun
-from heads.serving.parity import Parity, Runner, canary_pictures, compare, pictures_at
+from heads.serving.parity import OF_RESIZING, Parity, Runner, canary_pictures, compare, pictures_at
 from heads.serving.servable import Servable
 
 #: Formats, and how the names of their files end.
@@ -103,7 +103,7 @@ def _written(run: LoadedRun, servable: Servable, path: Path, told: dict[str, Any
     if file_format == "torch":
         torch_file.write(traced, path, told)
         return torch_file.reader(path)
-    onnx_file.write(traced, path, as_texts(told), outputs=servable.outputs)
+    onnx_file.write(traced, path, as_texts(told), input_shape=servable.input_shape, outputs=servable.outputs)
     return onnx_file.reader(path)
 
 
@@ -113,9 +113,11 @@ def _compared(
     sets = [("shipped pictures", canary_pictures())]
     if check:
         sets.append(("--check images", pictures_at(check)))
+    resized = servable.fitting is not None and runtime == _RUNTIMES["onnx"]
+    at_least = OF_RESIZING if resized else 0.0
     told: list[Parity] = []
     for images, shown in sets:
-        told += compare(run, servable, runner, shown, images=images, runtime=runtime)
+        told += compare(run, servable, runner, shown, images=images, runtime=runtime, at_least=at_least)
     for each in told:
         if not each.holds:
             raise UserError(

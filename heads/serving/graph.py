@@ -36,4 +36,6 @@ def graph_of(servable: Servable) -> ExportedProgram:
             warnings.simplefilter("ignore")  # torch's, on its own parts
             return torch.export.export(servable, (images,), dynamic_shapes={"images": dimensions}, strict=False)
     except Exception as error:
-        raise UserError(f"torch.export does not take this model ({one_line(error)}); choose another backbone") from error
+        raise UserError(
+            f"torch.export does not take this model ({one_line(error)}); choose another backbone"
+        ) from error

@@ -1,7 +1,7 @@
-"""A fitted head in; the same head as a torch module, features (N, D) to scores (N, n_classes), for a graph to hold, out.
+"""A fitted head in; the same as a torch module, features (N, D) to scores (N, n_classes), for a graph to hold, out.
 
-A scaler in front of a linear layer is folded into it. Each module computes what its head's ``scores`` computes by numpy:
-in float32, and in float64 where the head does.
+A scaler in front of a linear layer is folded into it. Each module computes what its head's ``scores`` computes by
+numpy: in float32, and in float64 where the head does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heads.kernel_heads import LandmarkHead, SupportVectorHead
 from heads.neighbors import NeighborHead
-from heads.predictors import ABSENT, Doubles, Head, LinearHead, MLPHead
+from heads.predictors import ABSENT, Head, LinearHead, MLPHead
 from heads.standardization import Floats
 
 _FLOOR = float(np.finfo(np.float64).eps)  # smallest probability that neighbours' votes give, as in heads.neighbors
@@ -92,9 +92,7 @@ class _Kernel(_WithTensors):
     def __init__(self, head: SupportVectorHead | LandmarkHead, vectors: Floats) -> None:
         super().__init__()
         self.gamma = float(head.gamma)
-        self._keep(
-            mean=head.mean, scale=head.scale, vectors=vectors, squares=np.einsum("ij,ij->i", vectors, vectors)
-        )
+        self._keep(mean=head.mean, scale=head.scale, vectors=vectors, squares=np.einsum("ij,ij->i", vectors, vectors))
 
     def kernel(self, features: Tensor) -> Tensor:
         X = (features - self.mean) / self.scale

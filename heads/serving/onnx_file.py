@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,22 @@ OPSET = 18
 _MAX_BYTES = (1 << 31) - (1 << 20)
 
 
-def write(graph: ExportedProgram, path: Path, texts: Mapping[str, str], *, outputs: tuple[str, ...]) -> None:
-    """Write one self-contained file with `texts` as its metadata.
+def write(
+    graph: ExportedProgram,
+    path: Path,
+    texts: Mapping[str, str],
+    *,
+    input_shape: Sequence[int | str],
+    outputs: Sequence[str],
+) -> None:
+    """Write one self-contained file.
+
+    Args:
+        graph: of one input.
+        path: of the file.
+        texts: its metadata.
+        input_shape: of a batch, with names for what may vary; the first one is the batch.
+        outputs: their names.
 
     Raises:
         UserError: the weights are beyond what one file holds, or an operation has no ONNX equivalent.
@@ -36,13 +50,14 @@ def write(graph: ExportedProgram, path: Path, texts: Mapping[str, str], *, outpu
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's and onnxscript's, on their own parts
             program: Any = torch.onnx.export(
-                graph, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=outputs, verbose=False
+                graph, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=[*outputs], verbose=False
             )
     except Exception as error:
         raise UserError(f"torch.onnx does not take this model ({one_line(error)}); take --format torch") from error
     model = program.model_proto
     _resize_as_torch(model)
     _forget_origins(model)
+    _name_dimensions(model, input_shape)
     onnx.helper.set_model_props(model, dict(texts))
     onnx.checker.check_model(model)
     onnx.save(model, path)
@@ -74,10 +89,25 @@ def _resize_as_torch(model: Any) -> None:
 
 def _forget_origins(model: Any) -> None:
     """Take out the paths and lines of source code that the exporter notes at every operation."""
-    for graph in (model.graph, *model.functions):
-        for part in (*graph.node, *graph.value_info):
+    graph = model.graph
+    del graph.value_info[:]
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for function in model.functions:
+        for part in (function, *function.node):
             del part.metadata_props[:]
             part.doc_string = ""
-    for part in (model.graph, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        part.doc_string = ""
-        del part.metadata_props[:]
+
+
+def _name_dimensions(model: Any, input_shape: Sequence[int | str]) -> None:
+    """Names that people understand for the lengths that may vary, in the place of torch's symbols."""
+    (images,) = model.graph.input
+    names = {}
+    for dimension, name in zip(images.type.tensor_type.shape.dim, input_shape, strict=True):
+        if dimension.dim_param:
+            names[dimension.dim_param] = str(name)
+    for value in (images, *model.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = names.get(dimension.dim_param, dimension.dim_param)
