@@ -146,7 +146,7 @@ def _train(
     if before is not None:
         record["forgetting"] = score_tuned(job, before)
     folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, job.stem))
-    publish(folder, record=record, tuned=tuned, model=staged.model, found=found)
+    publish(folder, record=record, tuned=tuned, model=staged.model, canary=job.canary(), found=found)
     shutil.rmtree(work.folder, ignore_errors=True)
     console.note(f"{plan.method}: {record['selection']['how']}; {record['cost']['fit_s']:.1f} s; run {folder}")
     _tell_record(console, record, tuned)

@@ -17,6 +17,7 @@ from featcache import layout
 from featcache.cache import Cache
 from featcache.machine import device_name, versions
 from featcache.stages import StagedModel
+from featcache.weights import sha256
 from finetune.cached_rows import TuningRows
 from finetune.changes import StageChange, stage_changes
 from finetune.forward import Forward, scores_of
@@ -255,6 +256,7 @@ def run_record(
         "trainable_params": trainable,
         "total_params": total,
         "frozen_sha256": last.frozen_sha256,
+        "model_sha256": sha256(staged.model.state_dict()),
         "metrics": {split: metrics.to_json() for split, metrics in tuned.metrics.items()},
         "cost": {
             "embed_s": 0.0 if trunk is None else trunk.seconds,
