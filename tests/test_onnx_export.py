@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ Export = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Heads of five kinds on the pooled maps of resnet18's first stage, which exports in a second, and one on all."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert embed_command.main([*QUICK, *EXACT, "--limit", "test=30", "--cut", "stem"]) == 0
         for clf in KINDS:
             assert fit_head_command.main(["--clf", clf, "--pool", "--name", clf]) == 0
-    yield folder / "runs"
+    return folder / "runs"
 
 
 @pytest.fixture

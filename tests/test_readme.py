@@ -29,7 +29,8 @@ def test_the_quick_start_is_two_lines() -> None:
 
 def test_the_python_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cache.path.parent.parent)
-    example, logistic = examples(README)
+    (example,) = (text for text in examples(README) if "find_caches" in text)
+    (logistic,) = (text for text in examples(README) if "LogisticPath" in text)
     names: dict[str, object] = {}
     exec(logistic, names)
     assert names["path"].coefs_.shape == (3, 10, 64)
