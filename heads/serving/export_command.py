@@ -27,7 +27,7 @@ def _parser() -> Parser:
     parser = new_parser(
         "export", "Write a run of bin/fit-head or bin/finetune to one file: backbone, head, softmax, class names."
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or its name in --runs-dir")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its name in --runs-dir")
     parser.add_argument("--format", choices=list(_FORMATS), help="what to write (as --out ends; onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file (RUN's name, with the format's ending)")
     parser.add_argument(
