@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,11 @@ from featcache import embed_command
 from featcache.preprocessing import Preprocessing
 from heads import fit_head_command
 from heads.evidence.metrics import softmax
+from heads.kernel_heads import LandmarkHead, SupportVectorHead
+from heads.neighbors import NeighborHead, normalized
+from heads.predictors import Head, LinearHead, MLPHead
 from heads.runs import read_run
+from heads.saved import load_head, save_head
 from heads.serving import export_command, exporting, parity
 from heads.serving.loaded_run import load_run
 
@@ -24,22 +30,56 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 EXACT = ["--engine", "eager", "--precision", "fp32", "--storage", "float32", "--device", "cpu"]
-KINDS = {"logreg": "linear", "svm": "linear", "knn": "neighbors", "mlp": "mlp", "svm-rbf": "support_vectors"}
+KINDS = ("linear", "scores", "mlp", "neighbors", "support_vectors", "landmarks")
 Export = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of five kinds on the pooled maps of resnet18's first stage, which exports in a second, and one on all."""
+    """Heads of each kind on the pooled maps of resnet18's first stage, which exports in a second, and one on all."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert embed_command.main([*QUICK, *EXACT, "--limit", "test=30"]) == 0
         assert fit_head_command.main(["--clf", "logreg", "--calibrate", "--name", "whole"]) == 0
         assert embed_command.main([*QUICK, *EXACT, "--limit", "test=30", "--cut", "stem"]) == 0
-        for clf in KINDS:
-            assert fit_head_command.main(["--clf", clf, "--pool", "--name", clf]) == 0
+        assert fit_head_command.main(["--clf", "logreg", "--pool", "--name", "linear"]) == 0
+    linear, meta = load_head(folder / "runs/linear/head.npz")
+    assert isinstance(linear, LinearHead)
+    for kind, head in other_heads(linear).items():
+        shutil.copytree(folder / "runs/linear", folder / "runs" / kind)
+        save_head(folder / "runs" / kind / "head.npz", head, meta)
     return folder / "runs"
+
+
+def other_heads(linear: LinearHead) -> dict[str, Head]:
+    """Drawn at random, with the scaler of a fitted one."""
+    rng = np.random.default_rng(0)
+    n_classes, n_features = linear.weight.shape
+    scaler = {"mean": linear.mean, "scale": linear.scale}
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    hidden = {"hidden_weight": normal(8, n_features) / 8, "hidden_bias": normal(8)}
+    labels = np.arange(60) % n_classes
+    return {
+        "scores": dataclasses.replace(linear, probabilistic=False),
+        "mlp": MLPHead(**scaler, **hidden, weight=normal(n_classes, 8), bias=normal(n_classes)),
+        "neighbors": NeighborHead(
+            bank=normalized(np.abs(normal(60, n_features))), labels=labels, weights=np.ones(60), k=7, temperature=0.1,
+            n_classes=n_classes,
+        ),
+        "support_vectors": SupportVectorHead(
+            **scaler, vectors=normal(30, n_features), dual_coef=rng.normal(size=(n_classes - 1, 30)),
+            intercept=rng.normal(size=n_classes * (n_classes - 1) // 2), counts=np.full(n_classes, 3),
+            present=np.arange(n_classes), gamma=0.01, n_classes=n_classes,
+        ),
+        "landmarks": LandmarkHead(
+            **scaler, landmarks=normal(20, n_features), weight=rng.normal(size=(n_classes, 20)),
+            bias=rng.normal(size=n_classes), gamma=0.01,
+        ),
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -76,19 +116,19 @@ def own_scores(folder: Path, images: np.ndarray) -> np.ndarray:
     return run.scores(features)
 
 
-@pytest.mark.parametrize("clf", KINDS)
-def test_every_kind_of_head_gives_its_own_scores(clf: str, runs: Path, export: Export, tmp_path: Path) -> None:
-    told = export(clf, "it.onnx")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_head_gives_its_own_scores(kind: str, runs: Path, export: Export, tmp_path: Path) -> None:
+    told = export(kind, "it.onnx")
     assert all(each["largest"] <= 1e-5 and not each["other_labels"] for each in told["parity"])
     session = onnxruntime.InferenceSession(tmp_path / "it.onnx")
-    probabilistic = clf in ("logreg", "knn", "mlp")
+    probabilistic = kind in ("linear", "neighbors", "mlp")
     names = [output.name for output in session.get_outputs()]
     assert names == (["probabilities", "logits"] if probabilistic else ["scores"])
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
     assert session.get_outputs()[0].shape == ["batch", 10]
     for n in (1, 3, 17):
         found = session.run(None, {"images": as_input(pixels(n))})
-        scores = own_scores(runs / clf, pixels(n))
+        scores = own_scores(runs / kind, pixels(n))
         np.testing.assert_allclose(found[-1], scores, rtol=1e-4, atol=1e-4)
         assert (found[-1].argmax(1) == scores.argmax(1)).all()
         if probabilistic:
@@ -142,7 +182,7 @@ def test_three_formats_give_the_same(runs: Path, export: Export, tmp_path: Path)
 def test_preprocessing_in_the_graph(suffix: str, runs: Path, export: Export, tmp_path: Path) -> None:
     for i, size in enumerate([(48, 40), (33, 97), (32, 32), (200, 31)]):
         draw(tmp_path / "more" / f"{i}.png", hue=i % 3, seed=i, size=size)
-    told = export("logreg", "it" + suffix, "--with-preprocessing", "--check", tmp_path / "more")
+    told = export("linear", "it" + suffix, "--with-preprocessing", "--check", tmp_path / "more")
     assert [each["n_images"] for each in told["parity"]] == [4, 4, 4, 4]
     assert not any(each["other_labels"] for each in told["parity"])
     if suffix == ".onnx":
@@ -150,19 +190,19 @@ def test_preprocessing_in_the_graph(suffix: str, runs: Path, export: Export, tmp
         assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]
         for n, size in ((1, 90), (3, 20), (17, 32)):
             found = session.run(["logits"], {"images": pixels(n, size)})[0]
-            np.testing.assert_allclose(found, own_scores(runs / "logreg", pixels(n, size)), atol=0.02)
+            np.testing.assert_allclose(found, own_scores(runs / "linear", pixels(n, size)), atol=0.02)
 
 
 def test_nothing_is_lost_or_half_written(
     runs: Path, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "it.pt2").write_text("mine")
-    assert "give --force" in export("logreg", "it.pt2", fails=True)["error"]
+    assert "give --force" in export("linear", "it.pt2", fails=True)["error"]
     with monkeypatch.context() as patch:
         patch.setattr(parity, "OF_THE_FILE", -1.0)
-        assert "(tolerance -1), so nothing was written" in export("logreg", "it.pt2", "--force", fails=True)["error"]
+        assert "(tolerance -1), so nothing was written" in export("linear", "it.pt2", "--force", fails=True)["error"]
     assert (tmp_path / "it.pt2").read_text() == "mine"
-    export("logreg", "it.pt2", "--force")
+    export("linear", "it.pt2", "--force")
     assert (tmp_path / "it.pt2").read_bytes().startswith(b"PK")
     assert [path.name for path in tmp_path.iterdir()] == ["it.pt2"]
 
@@ -174,18 +214,18 @@ def test_what_cannot_be_exported_is_told(
         told = export(*arguments, fails=True)
         return told["status"], told["error"]
 
-    assert "ends in .onnx" in error("logreg", "it.bin")[1]
-    assert error("logreg", "it.pt2", "--format", "onnx")[0] == 2
+    assert "ends in .onnx" in error("linear", "it.bin")[1]
+    assert error("linear", "it.pt2", "--format", "onnx")[0] == 2
     assert error("whole", "it.safetensors", "--with-preprocessing")[0] == 2
-    assert "take --format onnx or torch" in error("knn", "it.safetensors")[1]
+    assert "take --format onnx or torch" in error("neighbors", "it.safetensors")[1]
     assert "no folder of a run" in error(tmp_path / "nothing", "it.onnx")[1]
     (tmp_path / "broken.png").write_bytes(b"no image")
-    assert "broken.png" in error("logreg", "it.pt2", "--check", tmp_path / "broken.png")[1]
+    assert "broken.png" in error("linear", "it.pt2", "--check", tmp_path / "broken.png")[1]
     (tmp_path / "empty").mkdir()
-    assert "no images in this folder" in error("logreg", "it.pt2", "--check", tmp_path / "empty")[1]
+    assert "no images in this folder" in error("linear", "it.pt2", "--check", tmp_path / "empty")[1]
     find = exporting.importlib.util.find_spec
     monkeypatch.setattr(
         exporting.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
-    assert "onnxscript is not installed: pip install 'featcache[export]'" in error("logreg", "it.onnx")[1]
+    assert "onnxscript is not installed: pip install 'featcache[export]'" in error("linear", "it.onnx")[1]
     assert not list(tmp_path.glob("*it.*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,9 +35,12 @@ def _parser() -> Parser:
         "--with-preprocessing", action="store_true", help="resize and crop in the graph: uint8 images of any size in"
     )
     parser.add_argument(
-        "--check", type=Path, nargs="+", default=[], metavar="PATH",
-        help="images, or folders of them, to compare the file with its run on, beside four shipped pictures",
-    )  # fmt: skip
+        "--check",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="compare the file with its run on these images too: files, folders, or - for a list on stdin",
+    )
     parser.add_argument("--weights", metavar="FILE", help="of the backbone, where they came from a file")
     parser.add_argument("--force", action="store_true", help="replace a file of that name")
     return parser
@@ -45,23 +49,27 @@ def _parser() -> Parser:
 def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.comparing import find_run
     from heads.serving.exporting import export_run, refuse_missing, refuse_taken
-    from heads.serving.parity import image_files
+    from heads.serving.inputs import inputs_of
 
     folder = find_run(arguments.run, arguments.runs_dir)
     file_format = arguments.format or _ENDINGS.get(arguments.out.suffix if arguments.out else "", "onnx")
     path = arguments.out or Path(folder.resolve().name + _FORMATS[file_format])
     refuse_missing(file_format)  # before what takes long
     refuse_taken(path, force=arguments.force)
-    check = image_files(arguments.check)
+    check = inputs_of(arguments.check, sys.stdin.buffer) if arguments.check else None
+    if check is not None:
+        check.counted()  # refuses what holds no images
 
     import torch
 
+    from heads.serving.drift import refuse_drift
     from heads.serving.loaded_run import load_run
 
     loaded = load_run(folder, device=torch.device("cpu"), weights=arguments.weights)
     console.note(
         f"run {folder}: {loaded.record['method']} on {loaded.backbone.name}, {len(loaded.class_names)} classes"
     )
+    console.note(f"  {refuse_drift(loaded, cache_dir=arguments.cache_dir)}")
     if loaded.all_views:
         console.note("  its head was tested on the average over augmented views; the file takes the plain image alone")
     if not loaded.probabilistic:

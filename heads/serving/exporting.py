@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from featcache.disk import explained, removed_on_failure, sync_folder
 from featcache.errors import UsageError, UserError, missing_extra
 from heads.serving import graph, onnx_file, torch_file, weights_file
 from heads.serving.description import as_texts, description
+from heads.serving.inputs import Inputs
 from heads.serving.loaded_run import LoadedRun
 from heads.serving.parity import OF_RESIZING, Parity, Runner, canary_pictures, compare, pictures_at
 from heads.serving.servable import Servable
@@ -60,7 +61,7 @@ def export_run(
     *,
     file_format: str,
     with_preprocessing: bool = False,
-    check: Sequence[Path] = (),
+    check: Inputs | None = None,
     force: bool = False,
 ) -> Exported:
     """Write a run to a file, whole or not at all.
@@ -108,11 +109,11 @@ def _written(run: LoadedRun, servable: Servable, path: Path, told: dict[str, Any
 
 
 def _compared(
-    run: LoadedRun, servable: Servable, runner: Runner, check: Sequence[Path], runtime: str
+    run: LoadedRun, servable: Servable, runner: Runner, check: Inputs | None, runtime: str
 ) -> tuple[Parity, ...]:
     sets = [("shipped pictures", canary_pictures())]
-    if check:
-        sets.append(("--check images", pictures_at(check)))
+    if check is not None:
+        sets.append(("--check images", pictures_at(check.paths())))
     resized = servable.fitting is not None and runtime == _RUNTIMES["onnx"]
     at_least = OF_RESIZING if resized else 0.0
     told: list[Parity] = []

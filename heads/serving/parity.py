@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featcache import pictures
 from featcache.errors import UserError
-from featcache.images import SUFFIXES, DamagedImageError, Pixels, decode
+from featcache.images import DamagedImageError, Pixels, decode
 from featcache.images import read as read_file
 from heads.predictors import Doubles
 from heads.serving.loaded_run import LoadedRun
@@ -74,23 +74,11 @@ def canary_pictures() -> Iterator[Picture]:
     return zip(pictures.names(), map(decode, pictures.read()), strict=True)
 
 
-def image_files(paths: Iterable[Path]) -> tuple[Path, ...]:
-    """The files themselves, and the images below folders, by name. Raises UserError where there is nothing."""
-    found: list[Path] = []
-    for path in paths:
-        inside = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in SUFFIXES] if path.is_dir() else []
-        if not path.is_file() and not inside:
-            what = "no images in this folder" if path.is_dir() else "no such file or folder"
-            raise UserError(f"--check {path}: {what}; expected JPEG, PNG, WebP, BMP or TIFF files")
-        found += inside or [path]
-    return tuple(found)
-
-
-def pictures_at(paths: Iterable[Path]) -> Iterator[Picture]:
+def pictures_at(paths: Iterable[str]) -> Iterator[Picture]:
     """Image files, decoded one by one. Raises UserError where one is damaged."""
     for path in paths:
         try:
-            yield str(path), decode(read_file(path))
+            yield path, decode(read_file(Path(path)))
         except DamagedImageError as error:
             raise UserError(f"--check {path}: {error}; leave it out") from error
 
