@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import QUICK
 from test_onnx_export import EXACT, as_input, own_scores
 
@@ -18,7 +17,6 @@ from featcache.datasets import load_dataset
 from featcache.images import decode
 from heads.evidence.metrics import softmax
 from heads.runs import read_run
-from heads.serving.loaded_run import load_run
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -39,9 +37,8 @@ def test_a_tuned_model_gives_what_it_gave_on_test_rows(run: Run, tmp_path: Path)
     dataset = load_dataset("digits")
     everything = {name: (split, row) for split in dataset.splits for row, name in enumerate(dataset.splits[split].ids)}
     images = [dataset.splits[s].images.read([row]).pixels[0] for s, row in map(everything.get, predictions["test_ids"])]
-    fitted = load_run(tmp_path / "runs/tuned", device=torch.device("cpu")).backbone.preprocessing.fit(images)
     session = onnxruntime.InferenceSession("tuned.onnx")
-    found = session.run(["probabilities"], {"images": fitted.expand(-1, 3, -1, -1).numpy().astype(np.float32) / 255})
+    found = session.run(["probabilities"], {"images": as_input(tmp_path / "runs/tuned", images)})
     np.testing.assert_allclose(found[0], softmax(predictions["test_scores"]), atol=1e-5)
 
 
@@ -56,10 +53,9 @@ def test_ants_and_bees_three_ways(hymenoptera: Path, run: Run, tmp_path: Path) -
     images = [decode(file.read_bytes()) for file in files]
 
     done(run, "export", "insects", "--out", "insects.onnx")
-    fitted = load_run(tmp_path / "runs/insects", device=torch.device("cpu")).backbone.preprocessing.fit(images)
     scores = own_scores(tmp_path / "runs/insects", images)
     found = onnxruntime.InferenceSession("insects.onnx").run(
-        ["probabilities"], {"images": as_input(fitted.permute(0, 2, 3, 1).numpy())}
+        ["probabilities"], {"images": as_input(tmp_path / "runs/insects", images)}
     )[0]
     assert (found.argmax(1) == cached.argmax(1)).all()
     assert np.abs(found - cached).max() <= 1e-5

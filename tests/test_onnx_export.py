@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from heads.neighbors import NeighborHead, normalized
 from heads.predictors import Head, LinearHead, MLPHead
 from heads.runs import read_run
 from heads.saved import load_head, save_head
-from heads.serving import export_command, exporting, parity
+from heads.serving import export_command, exporting, torch_file
 from heads.serving.loaded_run import load_run
 
 pytest.importorskip("onnxscript")
@@ -104,12 +104,13 @@ def pixels(n: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(n).integers(0, 256, (n, size, size, 3)).astype(np.uint8)
 
 
-def as_input(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, 3) uint8 as graphs without preprocessing take it."""
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / 255
+def as_input(folder: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images as the graph of a run takes them where it holds no preprocessing."""
+    preprocessing = Preprocessing.from_json(read_run(folder).record["encoder"]["preprocessing"])
+    return (preprocessing.fit(images).expand(-1, 3, -1, -1).float() / 255).contiguous().numpy()
 
 
-def own_scores(folder: Path, images: np.ndarray) -> np.ndarray:
+def own_scores(folder: Path, images: Sequence[np.ndarray]) -> np.ndarray:
     """Those of the run itself."""
     run = load_run(folder, device=torch.device("cpu"), batch_size=len(images))
     features, _ = run.features([run.backbone.preprocessing.fit(images)[:, None]])
@@ -127,7 +128,7 @@ def test_every_kind_of_head_gives_its_own_scores(kind: str, runs: Path, export: 
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
     assert session.get_outputs()[0].shape == ["batch", 10]
     for n in (1, 3, 17):
-        found = session.run(None, {"images": as_input(pixels(n))})
+        found = session.run(None, {"images": as_input(runs / kind, pixels(n))})
         scores = own_scores(runs / kind, pixels(n))
         np.testing.assert_allclose(found[-1], scores, rtol=1e-4, atol=1e-4)
         assert (found[-1].argmax(1) == scores.argmax(1)).all()
@@ -155,13 +156,13 @@ def test_a_file_tells_all_it_takes_to_use_it(runs: Path, export: Export, tmp_pat
 
 
 def test_three_formats_give_the_same(runs: Path, export: Export, tmp_path: Path) -> None:
-    images = as_input(pixels(3))
+    images = as_input(runs / "whole", pixels(3))
     expected = softmax(own_scores(runs / "whole", pixels(3)))
     export("whole", "it.pt2")
     extra = {"featcache.json": ""}
     module = torch.export.load(tmp_path / "it.pt2", extra_files=extra).module()
     for n in (1, 3, 17):
-        assert module(torch.from_numpy(as_input(pixels(n))))[0].shape == (n, 10)
+        assert module(torch.from_numpy(as_input(runs / "whole", pixels(n))))[0].shape == (n, 10)
     np.testing.assert_allclose(module(torch.from_numpy(images))[0].numpy(), expected, atol=1e-5)
     assert json.loads(extra["featcache.json"])["class_names"][3] == "3"
 
@@ -199,8 +200,8 @@ def test_nothing_is_lost_or_half_written(
     (tmp_path / "it.pt2").write_text("mine")
     assert "give --force" in export("linear", "it.pt2", fails=True)["error"]
     with monkeypatch.context() as patch:
-        patch.setattr(parity, "OF_THE_FILE", -1.0)
-        assert "(tolerance -1), so nothing was written" in export("linear", "it.pt2", "--force", fails=True)["error"]
+        patch.setattr(torch_file, "reader", lambda path: lambda images: np.full((len(images), 10), 0.1, np.float32))
+        assert "(tolerance 1e-05), so nothing was written" in export("linear", "it.pt2", "--force", fails=True)["error"]
     assert (tmp_path / "it.pt2").read_text() == "mine"
     export("linear", "it.pt2", "--force")
     assert (tmp_path / "it.pt2").read_bytes().startswith(b"PK")
@@ -222,7 +223,7 @@ def test_what_cannot_be_exported_is_told(
     (tmp_path / "broken.png").write_bytes(b"no image")
     assert "broken.png" in error("linear", "it.pt2", "--check", tmp_path / "broken.png")[1]
     (tmp_path / "empty").mkdir()
-    assert "no images in this folder" in error("linear", "it.pt2", "--check", tmp_path / "empty")[1]
+    assert "no images found" in error("linear", "it.pt2", "--check", tmp_path / "empty")[1]
     find = exporting.importlib.util.find_spec
     monkeypatch.setattr(
         exporting.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)

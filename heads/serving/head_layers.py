@@ -117,6 +117,8 @@ class _SupportVectors(_Kernel):
 
     dual_coef: Tensor
     intercept: Tensor
+    of_first: Tensor
+    of_second: Tensor
     winners: Tensor
     losers: Tensor
     spread: Tensor
@@ -126,20 +128,23 @@ class _SupportVectors(_Kernel):
         super().__init__(head, head.vectors)
         n_present = len(head.present)
         self.ends = np.cumsum(head.counts).tolist()
-        self.pairs = list(combinations(range(n_present), 2))
-        first, second = (np.array(side) for side in zip(*self.pairs, strict=True))
+        pairs = list(combinations(range(n_present), 2))
+        first, second = (np.array(side) for side in zip(*pairs, strict=True))
         each = np.eye(n_present)
         spread = np.zeros((n_present, head.n_classes))
         spread[np.arange(n_present), head.present] = 1
         absent = np.where(spread.any(0), 0, ABSENT)
         self._keep(dual_coef=head.dual_coef, intercept=head.intercept, winners=each[first], losers=each[second])
+        # where a pair's two halves stand in (P, P - 1), flat
+        self._keep(of_first=first * (n_present - 1) + second - 1, of_second=second * (n_present - 1) + first)
         self._keep(spread=spread, absent=absent)
 
     def forward(self, features: Tensor) -> Tensor:
         kernel = self.kernel(features).double()
         starts = [0, *self.ends[:-1]]
-        parts = [kernel[:, s:e] @ self.dual_coef[:, s:e].T for s, e in zip(starts, self.ends, strict=True)]  # (N, P-1)
-        decisions = torch.stack([parts[i][:, j - 1] + parts[j][:, i] for i, j in self.pairs], 1) + self.intercept
+        parts = [kernel[:, s:e] @ self.dual_coef[:, s:e].T for s, e in zip(starts, self.ends, strict=True)]
+        halves = torch.cat(parts, 1)  # (N, P * (P - 1))
+        decisions = halves[:, self.of_first] + halves[:, self.of_second] + self.intercept
         won = (decisions >= 0).double()
         votes = won @ self.winners + (1 - won) @ self.losers
         total = decisions @ (self.winners - self.losers)
