@@ -124,10 +124,8 @@ def resumed(path: Path, job: Mapping[str, Any], *, header: str, anew: bool = Fal
             path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(_partial_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             file = held.enter_context(FileIO(fd, "r+"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{path}: another process is making it; wait for it, or name another file") from error
+            if not _locked(file, _partial_path(path)):
+                raise UserError(f"{path}: another process is making it; wait for it, or name another file")
             progress = None if anew else _progress(path, job)
             if progress is None or progress.n_bytes > os.fstat(fd).st_size:
                 progress = Progress(n_bytes=len(header.encode()))
@@ -156,6 +154,15 @@ def check_unchanged(made: ResumableFile, marks: Iterator[str]) -> None:
             f"{made.path}: its first {made.progress.items:,} images are not those that are given now, or were changed "
             "since; give the same ones, or begin anew with --restart"
         )
+
+
+def _locked(file: FileIO, path: Path) -> bool:
+    """Whether this process has the file to itself, and it is still there under its name, not just published."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def _write(file: FileIO, data: bytes) -> None:
