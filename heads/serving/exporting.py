@@ -84,6 +84,11 @@ def export_run(
     if with_preprocessing and file_format == "safetensors":
         raise UsageError("--with-preprocessing: a safetensors file holds weights alone; take --format onnx or torch")
     refuse_missing(file_format)
+    if len(run.embeddings) != 1:
+        raise UserError(
+            f"{run.folder}: its head takes the features of {len(run.embeddings)} backbones, and a file holds one: fit a "
+            "head on one cache, or use bin/predict"
+        )
     servable = Servable(run, with_preprocessing=with_preprocessing)
     told = description(run, servable)
     with _published(path, force=force) as temporary:

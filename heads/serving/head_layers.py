@@ -27,8 +27,19 @@ def head_layers(head: Head) -> nn.Module:
     Args:
         head: linear, MLP, neighbours, support vectors or landmarks.
     """
-    makers = {LinearHead: _linear, MLPHead: _mlp, NeighborHead: _Neighbors, SupportVectorHead: _SupportVectors}
-    made: nn.Module = {**makers, LandmarkHead: _Landmarks}[type(head)](head)
+    made: nn.Module
+    match head:
+        case LinearHead():
+            made = _linear(head)
+        case MLPHead():
+            made = _mlp(head)
+        case NeighborHead():
+            made = _Neighbors(head)
+        case SupportVectorHead():
+            made = _SupportVectors(head)
+        case _:
+            assert isinstance(head, LandmarkHead)
+            made = _Landmarks(head)
     return made.eval().requires_grad_(False)
 
 

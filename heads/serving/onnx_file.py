@@ -60,14 +60,14 @@ def write(
     _name_dimensions(model, input_shape)
     onnx.helper.set_model_props(model, dict(texts))
     onnx.checker.check_model(model)
-    onnx.save(model, path)
+    onnx.save(model, str(path))
 
 
 def reader(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     """A function from images to the file's first output, on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 
