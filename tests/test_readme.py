@@ -31,7 +31,7 @@ def test_the_quick_start_is_two_lines() -> None:
 def test_the_python_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cache.path.parent.parent)
     pytest.importorskip("pandas")
-    reading, embedding, logistic = examples(README.split("## From Python")[1])
+    reading, embedding, logistic = examples(README.split("\n## From Python\n")[1].split("\n## ")[0])
     names: dict[str, Any] = {}
     exec(reading, names)
     assert names["X"].shape == (40, 512)
