@@ -168,7 +168,7 @@ def rows_of(arguments: argparse.Namespace, cache: Cache) -> Rows:
 def plan_of(arguments: argparse.Namespace, staged: StagedModel, *, pretrained: bool) -> Plan:
     """The plan that the flags ask for. Raises UsageError where they contradict one another."""
     from finetune.planning import make_plan
-    from finetune.settings import RATES
+    from finetune.settings import usual_rate
 
     flags: dict[str, Any] = {
         "epochs": arguments.epochs,
@@ -185,9 +185,8 @@ def plan_of(arguments: argparse.Namespace, staged: StagedModel, *, pretrained: b
         "pretrained": pretrained,
     }
     stages = [stage.name for stage in staged.stages]
-    head, thawed, scratch = RATES[arguments.optimizer]
-    trains = make_plan(stages, staged.head_name, lr=1.0, **flags).trained
-    usual = scratch if arguments.from_scratch else thawed if trains else head
+    trains = bool(make_plan(stages, staged.head_name, lr=1.0, **flags).trained)
+    usual = usual_rate(arguments.optimizer, trains=trains, from_scratch=arguments.from_scratch)
     return make_plan(stages, staged.head_name, lr=usual if arguments.lr in (None, AUTO) else arguments.lr, **flags)
 
 

@@ -25,6 +25,12 @@ DECAYS: dict[str, float] = {"adamw": 0.01, "adam": 0.0, "sgd": 1e-4}
 ALL_SHARES = tuple(round(0.1 * k, 1) for k in range(11))
 
 
+def usual_rate(optimizer: str, *, trains: bool, from_scratch: bool) -> float:
+    """The head's peak rate where none is given; ``trains`` tells whether some stage of the backbone does."""
+    head, thawed, scratch = RATES[optimizer]
+    return scratch if from_scratch else thawed if trains else head
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All that decides how a plan is carried out.

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,8 +239,14 @@ def created_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def reset_peak_rss() -> None:
+    """Let `peak_rss_mb` tell the most from now on, where the system can (Linux); else it goes on as it was."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_rss_mb() -> float:
-    """The most memory this process has held, in MB."""
+    """The most memory this process has held, in MB; since `reset_peak_rss`, where that was called."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

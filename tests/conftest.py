@@ -19,6 +19,7 @@ from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
 from featcache.embedding import Embedding
 from finetune import finetune_command
+from finetune.comparison import compare_command
 from heads import fit_head_command
 from heads.serving import export_command, predict_command
 
@@ -120,6 +121,7 @@ def run(
         "export": export_command.main,
         "cache": cache_command.main,
         "predict": predict_command.main,
+        "compare": compare_command.main,
     }
 
     def call(command: str, *arguments: object) -> tuple[int, str, str]:

@@ -1,0 +1,98 @@
+"""Learning curves of a head and of a fine-tuning in; from how many rows on the latter is ahead, and how sure, out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.comparison.groups import Group, common_seeds, comparable, shared_test_rows
+from finetune.comparison.results import Overtaking
+
+_RESAMPLES = 2000
+_SEED = 0
+
+Doubles = NDArray[np.float64]
+
+
+def overtaking_of(groups: Sequence[Group], head: Group, tuned: Group) -> Overtaking | None:
+    """Where the curve of a tuned method comes to lie above a head's, both over the shares of the rows that both ran.
+
+    The curves are drawn straight between sizes on a logarithmic scale. The interval is the percentile bootstrap's: the
+    test images, the same for all sizes, and the seeds are drawn again 2,000 times. None for fewer than two sizes.
+    """
+    test_rows = shared_test_rows(groups)
+    own = [each for each in groups if comparable(each, test_rows)]
+    by_size: dict[int, Doubles] = {}
+    for below in own:
+        if (below.backbone, below.method) != (head.backbone, head.method):
+            continue
+        for above in own:
+            same = (above.backbone, above.method, above.fraction) == (tuned.backbone, tuned.method, below.fraction)
+            if same and (seeds := common_seeds(below, above)):
+                by_size[below.n_train] = above.hits(seeds).astype(np.float64) - below.hits(seeds)
+    sizes = np.array(sorted(by_size), np.float64)
+    if len(sizes) < 2:
+        return None
+    unlike = [by_size[int(size)] for size in sizes]
+    found = crossing(sizes, np.array([part.mean() for part in unlike]))
+    drawn = _redrawn(sizes, unlike)
+    low_end, high_end = np.quantile(drawn, (0.025, 0.975), method="nearest")
+    smallest, largest = int(sizes[0]), int(sizes[-1])
+    rows = float(found) if smallest < found <= largest else None
+    low_rows = float(low_end) if smallest < low_end <= largest else None
+    high_rows = float(high_end) if smallest < high_end <= largest else None
+    return Overtaking(
+        rows=rows,
+        low=low_rows,
+        high=high_rows,
+        smallest=smallest,
+        largest=largest,
+        told=_told(found, low_end, high_end, smallest, largest, tuned.method),
+    )
+
+
+def crossing(sizes: Doubles, gains: Doubles) -> float:
+    """The size, interpolated on a logarithmic scale, from which on gains (n,) at sizes (n,) stay above 0.
+
+    The smallest size where all are; infinite where the last is not.
+    """
+    if gains[-1] <= 0:
+        return float("inf")
+    behind = np.flatnonzero(gains <= 0)
+    if not len(behind):
+        return float(sizes[0])
+    last = int(behind[-1])
+    share = -gains[last] / (gains[last + 1] - gains[last])
+    return float(sizes[last] * (sizes[last + 1] / sizes[last]) ** share)
+
+
+def _redrawn(sizes: Doubles, unlike: Sequence[Doubles]) -> Doubles:
+    """Crossings (R,) with images and seeds drawn again; unlike is (S, N) for each size."""
+    rng = np.random.default_rng(_SEED)
+    n_rows = unlike[0].shape[1]
+    found = np.empty(_RESAMPLES)
+    for number in range(_RESAMPLES):
+        weights = rng.multinomial(n_rows, np.full(n_rows, 1 / n_rows)) / n_rows
+        gains = [(part[rng.integers(0, len(part), len(part))] @ weights).mean() for part in unlike]
+        found[number] = crossing(sizes, np.array(gains))
+    return found
+
+
+def _told(found: float, low: float, high: float, smallest: int, largest: int, method: str) -> str:
+    if found > largest:
+        if low > largest:
+            return f"{method} does not overtake it at up to {largest:,} training rows"
+        return f"{method} is not seen to overtake it at up to {largest:,} training rows, though it may be by chance"
+    fewer = f"{smallest:,} or fewer"
+    where = f"from {fewer}" if found <= smallest else f"from about {_rounded(found)}"
+    begin = fewer if low <= smallest else _rounded(low)
+    end = fewer if high <= smallest else _rounded(high) if high <= largest else "never in sight"
+    ends = begin if begin == end else f"{begin} to {end}"
+    return f"{method} is ahead {where} training rows on (95 % interval: {ends})"
+
+
+def _rounded(rows: float) -> str:
+    """Two digits: no interpolation is worth more."""
+    return f"{float(f'{rows:.2g}'):,.0f}"
