@@ -77,7 +77,7 @@ def _train(
     job: Job, tuning: TuningRows, choice: TrunkChoice, *, found: FoundRates | None, rehearsed: Rehearsed | None
 ) -> dict[str, Any]:
     from finetune.holding import held
-    from finetune.publishing import publish
+    from finetune.publishing import publish, trunk_canary
     from finetune.tuned_run import fine_tune, run_record
     from finetune.unfinished import work_folder
     from heads.runs import new_run_name
@@ -146,7 +146,8 @@ def _train(
     if before is not None:
         record["forgetting"] = score_tuned(job, before)
     folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, job.stem))
-    publish(folder, record=record, tuned=tuned, model=staged.model, canary=job.canary(), found=found)
+    canary = trunk_canary(job.backbone, precision=job.settings.precision, device=job.device)
+    publish(folder, record=record, tuned=tuned, model=staged.model, canary=canary, found=found)
     shutil.rmtree(work.folder, ignore_errors=True)
     console.note(f"{plan.method}: {record['selection']['how']}; {record['cost']['fit_s']:.1f} s; run {folder}")
     _tell_record(console, record, tuned)

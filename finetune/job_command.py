@@ -12,11 +12,9 @@ from torch import nn
 from featcache import layout
 from featcache.backbones import Backbone
 from featcache.cache import Cache
-from featcache.canary import Canary
 from featcache.command_line import Console
 from featcache.datasets import ImageDataset, load_dataset
 from featcache.embed_command import default_workers
-from featcache.embedding import Embedding
 from featcache.machine import choose_device
 from finetune.asked_command import plan_of, settings_of
 from finetune.cached_rows import TuningRows, backbone_of, origin_of, tuning_rows
@@ -65,17 +63,6 @@ class Job:
         """Threads that decode its images ahead."""
         given: int | None = self.arguments.workers
         return default_workers(dataset, self.device) if given is None else given
-
-    def canary(self) -> Canary:
-        """What the trunk makes of the shipped pictures as it is now, in the precision that it is trained in."""
-        return Embedding(
-            dataset=ImageDataset("pictures", (), {}),
-            backbone=self.backbone,
-            cache_dir=self.cache.path.parent,
-            storage="float32",
-            precision=self.settings.precision,
-            device=self.device,
-        ).canary()
 
     def fingerprint(self, option: TrunkOption | None) -> str:
         """Of all that decides what weights come out, cached maps included; not of what only decides how fast."""

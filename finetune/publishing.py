@@ -13,12 +13,22 @@ import numpy as np
 import torch
 from torch import nn
 
+from featcache.backbones import Backbone
 from featcache.canary import Canary
+from featcache.embedding import Embedding
+from featcache.encoder import NO_IMAGES
 from featcache.tuned_weights import MODEL_FILE
 from finetune.rate_finder import FoundRates
 from finetune.tuned_run import TunedRun
 from heads.run_canary import write_canary
 from heads.runs import published
+
+
+def trunk_canary(backbone: Backbone, *, precision: str, device: torch.device) -> Canary:
+    """What the trunk makes of the shipped pictures as it is now, in the precision that it is trained in."""
+    return Embedding(
+        dataset=NO_IMAGES, backbone=backbone, cache_dir=Path(), storage="float32", precision=precision, device=device
+    ).canary()
 
 
 def publish(

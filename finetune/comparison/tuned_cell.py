@@ -18,7 +18,7 @@ from finetune.comparison.methods import AUTO, RATE_FACTORS
 from finetune.comparison.starting import Start, begin, first_plan
 from finetune.comparison.trials import Trial, try_rate
 from finetune.plans import Plan
-from finetune.publishing import publish
+from finetune.publishing import publish, trunk_canary
 from finetune.rate_finder import FoundRates, find_rates
 from finetune.trunk_cache import TrunkCached, with_trunk_cache
 from finetune.trunk_choice import choose_trunk
@@ -112,7 +112,8 @@ def run_tuned_cell(
         trunk=trunk,
     )
     _add_trials(record, cell, trials, best, trunk, found)
-    publish(cell.folder, record=record, tuned=tuned, model=staged.model, found=found)
+    canary = trunk_canary(start.backbone, precision=start.settings.precision, device=start.device)
+    publish(cell.folder, record=record, tuned=tuned, model=staged.model, canary=canary, found=found)
     shutil.rmtree(work, ignore_errors=True)
     return record
 
