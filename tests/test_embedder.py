@@ -118,13 +118,11 @@ def test_nothing_is_embedded_twice(embedder: Embedder, monkeypatch: pytest.Monke
 
 
 def test_a_store_keeps_few_files_and_each_image_once(embedder: Embedder, run: Run) -> None:
-    images = some_noise(12)
-    for end in range(1, 13):
+    images = some_noise(7)
+    for end in range(1, 8):
         embedder.transform(images[:end])
     caches = store(embedder)
-    rows = [len(cache.splits["train"]) for cache in caches]
-    assert sum(rows) == 12
-    assert len(caches) <= 4
+    assert sorted(len(cache.splits["train"]) for cache in caches) == [1, 2, 4]
     assert all(cache.is_byproduct for cache in caches)
     folder = Path(embedder.cache_dir, "embedder")
     assert files(folder) >= {cache.path.name for cache in caches}
@@ -132,7 +130,7 @@ def test_a_store_keeps_few_files_and_each_image_once(embedder: Embedder, run: Ru
     assert {each.path.suffix for each in garbage} <= {".lock"}
     status, _, err = run("cache", "verify", "--cache-dir", folder, "--no-canary")
     assert status == 0, err
-    assert len({row.tobytes() for cache in caches for row in cache.splits["train"].content}) == 12
+    assert len({row.tobytes() for cache in caches for row in cache.splits["train"].content}) == 7
 
 
 def test_other_commands_pass_over_a_store(embedder: Embedder, run: Run) -> None:

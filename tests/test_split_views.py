@@ -29,6 +29,7 @@ def dirty(folder: Path, embed: Embed) -> Cache:
     return embed(folder).run().cache
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # as PyTorch's DataLoader forks
 @pytest.mark.parametrize("kept_bytes", [torch_data.KEPT_BYTES, 0])
 def test_pairs_are_the_usable_rows(dirty: Cache, monkeypatch: pytest.MonkeyPatch, kept_bytes: int) -> None:
     monkeypatch.setattr(torch_data, "KEPT_BYTES", kept_bytes)
