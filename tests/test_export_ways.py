@@ -65,7 +65,7 @@ def test_ants_and_bees_three_ways(hymenoptera: Path, run: Run, tmp_path: Path) -
     session = onnxruntime.InferenceSession("whole.onnx")
     whole = np.concatenate([session.run(["probabilities"], {"images": image[None]})[0] for image in images])
     assert (whole.argmax(1) == cached.argmax(1)).all()
-    assert np.abs(whole - cached).max() <= 1e-3
+    assert np.abs(whole - cached).max() <= 1e-2
 
 
 def test_the_readme_reads_it_without_featcache_or_torch(run: Run, tmp_path: Path) -> None:
