@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from conftest import QUICK, draw
 
 from featcache import embed_command
+from featcache.images import decode
 from featcache.preprocessing import Preprocessing
 from heads import fit_head_command
 from heads.evidence.metrics import softmax
@@ -41,9 +44,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert embed_command.main([*QUICK, *EXACT, "--limit", "test=30"]) == 0
-        assert fit_head_command.main(["--clf", "logreg", "--calibrate", "--name", "whole"]) == 0
+        assert fit_head_command.main(["--clf", "ridge", "--calibrate", "--name", "whole"]) == 0
         assert embed_command.main([*QUICK, *EXACT, "--limit", "test=30", "--cut", "stem"]) == 0
-        assert fit_head_command.main(["--clf", "logreg", "--pool", "--name", "linear"]) == 0
+        assert fit_head_command.main(["--clf", "ridge", "--calibrate", "--pool", "--name", "linear"]) == 0
     linear, meta = load_head(folder / "runs/linear/head.npz")
     assert isinstance(linear, LinearHead)
     for kind, head in other_heads(linear).items():
@@ -137,16 +140,16 @@ def test_every_kind_of_head_gives_its_own_scores(kind: str, runs: Path, export: 
 
 
 def test_a_file_tells_all_it_takes_to_use_it(runs: Path, export: Export, tmp_path: Path) -> None:
-    told = export("whole", "it.onnx")
-    record = read_run(runs / "whole").record
+    told = export("linear", "it.onnx")
+    record = read_run(runs / "linear").record
     texts = onnxruntime.InferenceSession(tmp_path / "it.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(texts["class_names"]) == record["dataset"]["class_names"]
-    assert Preprocessing.from_json(json.loads(texts["preprocessing"])).to_json() == record["encoder"]["preprocessing"]
+    assert json.loads(texts["preprocessing"]) == record["encoder"]["preprocessing"]
     accuracy = json.loads(texts["test_accuracy"])
     assert accuracy["accuracy"] == record["metrics"]["test"]["accuracy"]
     assert accuracy["ci95"] == record["metrics"]["test"]["accuracy_ci95"]
     assert accuracy["n_images"] == 30
-    assert (texts["run"], texts["method"], texts["backbone"]) == ("whole", "logreg", "resnet18")
+    assert (texts["run"], texts["method"], texts["backbone"]) == ("linear", "ridge", "resnet18")
     assert json.loads(texts["temperature"]) == record["calibration"]["temperature"]
     assert texts["weights_sha256"] == record["encoder"]["weights"]["sha256"]
     assert json.loads(texts["input"])["shape"] == ["batch", 3, 32, 32]
@@ -230,3 +233,16 @@ def test_what_cannot_be_exported_is_told(
     )
     assert "onnxscript is not installed: pip install 'featcache[export]'" in error("linear", "it.onnx")[1]
     assert not list(tmp_path.glob("*it.*"))
+
+
+def test_the_readme_reads_it_without_featcache_or_torch(runs: Path, export: Export, tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    (example,) = (part.split("```")[0] for part in readme.split("```python\n")[1:] if "onnxruntime" in part)
+    export("linear", "insects.onnx", "--with-preprocessing")
+    draw(tmp_path / "picture.jpg", hue=1, seed=0)
+    ask = "\nimport sys\nassert not {'torch', 'featcache'} & set(sys.modules)\nprint(json.dumps([name, float(share)]))"
+    told = subprocess.run([sys.executable, "-c", example + ask], capture_output=True, check=True, cwd=tmp_path)
+    name, share = json.loads(told.stdout)
+    probabilities = softmax(own_scores(runs / "linear", [decode((tmp_path / "picture.jpg").read_bytes())]))
+    assert name == str(probabilities.argmax())
+    assert share == pytest.approx(probabilities.max(), abs=1e-2)
