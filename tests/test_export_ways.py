@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
-from test_onnx_export import EXACT, as_input, own_scores
+from test_onnx_export import EXACT, as_input, loaded, own_scores
 
 from featcache.datasets import load_dataset
 from featcache.images import decode
@@ -50,7 +50,7 @@ def test_ants_and_bees_three_ways(hymenoptera: Path, run: Run, tmp_path: Path) -
     images = [decode((hymenoptera / name).read_bytes()) for name in predictions["test_ids"]]
 
     done(run, "export", "insects", "--out", "insects.onnx")
-    scores = own_scores(tmp_path / "runs/insects", images)
+    scores = own_scores(loaded(tmp_path / "runs/insects"), images)
     found = onnxruntime.InferenceSession("insects.onnx").run(
         ["probabilities"], {"images": as_input(tmp_path / "runs/insects", images)}
     )[0]
