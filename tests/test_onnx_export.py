@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from conftest import QUICK, draw
 
 from featcache import embed_command
+from featcache.images import decode
 from featcache.preprocessing import Preprocessing
 from heads import fit_head_command
 from heads.evidence.metrics import softmax
@@ -24,7 +27,7 @@ from heads.predictors import Head, LinearHead, MLPHead
 from heads.runs import read_run
 from heads.saved import load_head, save_head
 from heads.serving import export_command, exporting, torch_file
-from heads.serving.loaded_run import load_run
+from heads.serving.loaded_run import LoadedRun, load_run
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -41,9 +44,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert embed_command.main([*QUICK, *EXACT, "--limit", "test=30"]) == 0
-        assert fit_head_command.main(["--clf", "logreg", "--calibrate", "--name", "whole"]) == 0
+        assert fit_head_command.main(["--clf", "ridge", "--calibrate", "--name", "whole"]) == 0
         assert embed_command.main([*QUICK, *EXACT, "--limit", "test=30", "--cut", "stem"]) == 0
-        assert fit_head_command.main(["--clf", "logreg", "--pool", "--name", "linear"]) == 0
+        assert fit_head_command.main(["--clf", "ridge", "--calibrate", "--pool", "--name", "linear"]) == 0
     linear, meta = load_head(folder / "runs/linear/head.npz")
     assert isinstance(linear, LinearHead)
     for kind, head in other_heads(linear).items():
@@ -110,9 +113,12 @@ def as_input(folder: Path, images: Sequence[np.ndarray]) -> np.ndarray:
     return (preprocessing.fit(images).expand(-1, 3, -1, -1).float() / 255).contiguous().numpy()
 
 
-def own_scores(folder: Path, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Those of the run itself."""
-    run = load_run(folder, device=torch.device("cpu"), batch_size=len(images))
+def loaded(folder: Path) -> LoadedRun:
+    return load_run(folder, device=torch.device("cpu"), batch_size=17)
+
+
+def own_scores(run: LoadedRun, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Those of the run itself, of 17 images at most."""
     features, _ = run.features([run.backbone.preprocessing.fit(images)[:, None]])
     return run.scores(features)
 
@@ -127,37 +133,19 @@ def test_every_kind_of_head_gives_its_own_scores(kind: str, runs: Path, export: 
     assert names == (["probabilities", "logits"] if probabilistic else ["scores"])
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
     assert session.get_outputs()[0].shape == ["batch", 10]
+    run = loaded(runs / kind)
     for n in (1, 3, 17):
         found = session.run(None, {"images": as_input(runs / kind, pixels(n))})
-        scores = own_scores(runs / kind, pixels(n))
+        scores = own_scores(run, pixels(n))
         np.testing.assert_allclose(found[-1], scores, rtol=1e-4, atol=1e-4)
         assert (found[-1].argmax(1) == scores.argmax(1)).all()
         if probabilistic:
             np.testing.assert_allclose(found[0], softmax(scores), atol=1e-5)
 
 
-def test_a_file_tells_all_it_takes_to_use_it(runs: Path, export: Export, tmp_path: Path) -> None:
-    told = export("whole", "it.onnx")
-    record = read_run(runs / "whole").record
-    texts = onnxruntime.InferenceSession(tmp_path / "it.onnx").get_modelmeta().custom_metadata_map
-    assert json.loads(texts["class_names"]) == record["dataset"]["class_names"]
-    assert Preprocessing.from_json(json.loads(texts["preprocessing"])).to_json() == record["encoder"]["preprocessing"]
-    accuracy = json.loads(texts["test_accuracy"])
-    assert accuracy["accuracy"] == record["metrics"]["test"]["accuracy"]
-    assert accuracy["ci95"] == record["metrics"]["test"]["accuracy_ci95"]
-    assert accuracy["n_images"] == 30
-    assert (texts["run"], texts["method"], texts["backbone"]) == ("whole", "logreg", "resnet18")
-    assert json.loads(texts["temperature"]) == record["calibration"]["temperature"]
-    assert texts["weights_sha256"] == record["encoder"]["weights"]["sha256"]
-    assert json.loads(texts["input"])["shape"] == ["batch", 3, 32, 32]
-    assert set(texts) == set(told["description"])
-    assert str(Path(torch.__file__).parent).encode() not in (tmp_path / "it.onnx").read_bytes()
-    assert told["bytes"] == (tmp_path / "it.onnx").stat().st_size
-
-
 def test_three_formats_give_the_same(runs: Path, export: Export, tmp_path: Path) -> None:
     images = as_input(runs / "whole", pixels(3))
-    expected = softmax(own_scores(runs / "whole", pixels(3)))
+    expected = softmax(own_scores(loaded(runs / "whole"), pixels(3)))
     export("whole", "it.pt2")
     extra = {"featcache.json": ""}
     module = torch.export.load(tmp_path / "it.pt2", extra_files=extra).module()
@@ -179,19 +167,54 @@ def test_three_formats_give_the_same(runs: Path, export: Export, tmp_path: Path)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_preprocessing_in_the_graph(suffix: str, runs: Path, export: Export, tmp_path: Path) -> None:
+def assert_told(texts: dict[str, str], record: dict[str, Any]) -> None:
+    """A file's metadata is what its run records."""
+    assert json.loads(texts["class_names"]) == record["dataset"]["class_names"]
+    assert json.loads(texts["preprocessing"]) == record["encoder"]["preprocessing"]
+    accuracy, test = json.loads(texts["test_accuracy"]), record["metrics"]["test"]
+    assert accuracy == {"accuracy": test["accuracy"], "ci95": test["accuracy_ci95"], "n_images": 30}
+    assert (texts["run"], texts["method"], texts["backbone"]) == ("linear", "ridge", "resnet18")
+    assert json.loads(texts["temperature"]) == record["calibration"]["temperature"]
+    assert texts["weights_sha256"] == record["encoder"]["weights"]["sha256"]
+    assert json.loads(texts["input"])["shape"] == ["batch", "height", "width", 3]
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    """Pictures of four sizes; one is the network's own."""
     for i, size in enumerate([(48, 40), (33, 97), (32, 32), (200, 31)]):
-        draw(tmp_path / "more" / f"{i}.png", hue=i % 3, seed=i, size=size)
-    told = export("linear", "it" + suffix, "--with-preprocessing", "--check", tmp_path / "more")
+        draw(tmp_path / "drawn" / f"{i}.png", hue=i % 3, seed=i, size=size)
+    return tmp_path / "drawn"
+
+
+def test_preprocessing_in_a_torch_graph_is_that_of_the_run(runs: Path, export: Export, drawn: Path) -> None:
+    told = export("linear", "it.pt2", "--with-preprocessing", "--check", drawn)
     assert [each["n_images"] for each in told["parity"]] == [4, 4, 4, 4]
+    assert all(each["largest"] <= 1e-5 and not each["other_labels"] for each in told["parity"])
+
+
+def test_preprocessing_in_onnx_as_the_readme_uses_it(runs: Path, export: Export, drawn: Path, tmp_path: Path) -> None:
+    """By a process that imports neither torch nor featcache."""
+    told = export("linear", "insects.onnx", "--with-preprocessing", "--check", drawn)
     assert not any(each["other_labels"] for each in told["parity"])
-    if suffix == ".onnx":
-        session = onnxruntime.InferenceSession(tmp_path / "it.onnx")
-        assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]
-        for n, size in ((1, 90), (3, 20), (17, 32)):
-            found = session.run(["logits"], {"images": pixels(n, size)})[0]
-            np.testing.assert_allclose(found, own_scores(runs / "linear", pixels(n, size)), atol=0.02)
+    session = onnxruntime.InferenceSession(tmp_path / "insects.onnx")
+    assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]
+    run = loaded(runs / "linear")
+    for n, size in ((1, 90), (3, 20), (17, 32)):
+        found = session.run(["probabilities"], {"images": pixels(n, size)})[0]
+        np.testing.assert_allclose(found, softmax(own_scores(run, pixels(n, size))), atol=0.01)
+    assert_told(session.get_modelmeta().custom_metadata_map, run.record)
+    assert str(Path(torch.__file__).parent).encode() not in (tmp_path / "insects.onnx").read_bytes()
+
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    (example,) = (part.split("```")[0] for part in readme.split("```python\n")[1:] if "onnxruntime" in part)
+    draw(tmp_path / "picture.jpg", hue=1, seed=0)
+    ask = "\nimport sys\nassert not {'torch', 'featcache'} & set(sys.modules)\nprint(json.dumps([name, float(share)]))"
+    answer = subprocess.run([sys.executable, "-c", example + ask], capture_output=True, check=True, cwd=tmp_path)
+    name, share = json.loads(answer.stdout)
+    probabilities = softmax(own_scores(run, [decode((tmp_path / "picture.jpg").read_bytes())]))
+    assert name == str(probabilities.argmax())
+    assert share == pytest.approx(probabilities.max(), abs=0.01)
 
 
 def test_nothing_is_lost_or_half_written(

@@ -86,8 +86,8 @@ def export_run(
     refuse_missing(file_format)
     if len(run.embeddings) != 1:
         raise UserError(
-            f"{run.folder}: its head takes the features of {len(run.embeddings)} backbones, and a file holds one: fit a "
-            "head on one cache, or use bin/predict"
+            f"{run.folder}: its head takes the features of {len(run.embeddings)} backbones, and a file holds one: fit "
+            "a head on one cache, or use bin/predict"
         )
     servable = Servable(run, with_preprocessing=with_preprocessing)
     told = description(run, servable)

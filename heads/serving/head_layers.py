@@ -7,6 +7,7 @@ numpy: in float32, and in float64 where the head does.
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def head_layers(head: Head) -> nn.Module:
     return made.eval().requires_grad_(False)
 
 
-def _layer(weight: NDArray[np.floating], bias: NDArray[np.floating]) -> nn.Linear:
+def _layer(weight: NDArray[np.floating[Any]], bias: NDArray[np.floating[Any]]) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight.astype(np.float32)))
@@ -65,7 +66,7 @@ def _mlp(head: MLPHead) -> nn.Module:
 class _WithTensors(nn.Module):
     """A module whose arrays are buffers: they go into the file as weights do."""
 
-    def _keep(self, **arrays: NDArray) -> None:
+    def _keep(self, **arrays: NDArray[Any]) -> None:
         for name, array in arrays.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)))
 
