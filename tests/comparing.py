@@ -34,7 +34,7 @@ def compared_pictures(root: Path) -> Comparison:
     chosen = ["--runs-dir", str(runs), "--val-fraction", "0.25", "--no-refit", *places]
     assert fit_head_command.main(["--clf", "logreg,ridge", *chosen]) == 0
     for flags in TUNED:
-        assert finetune_command.main([*flags, "--batch-size", "8", *chosen]) == 0
+        assert finetune_command.main([*flags, "--batch-size", "8", "--trunk-cache", "off", *chosen]) == 0
     cells = cells_of_runs(sorted(runs.iterdir()), runs_dir=runs)
     failed = replace(cells[0], method="full", kind="finetune", run=None, failure="<b>no</b> memory")
     return assemble(

@@ -22,8 +22,8 @@ from finetune.comparison.results import Comparison
 from heads.runs import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Of a real backbone with random weights, on 240 small images.
-SMALL = (*QUICK[:-2], "--per-class", "12", "--limit", "test=120", "--device", "cpu", "--val-fraction", "0.2")
+#: Of a real backbone with random weights, on 160 small images.
+SMALL = (*QUICK[:-2], "--per-class", "10", "--limit", "test=60", "--device", "cpu", "--val-fraction", "0.2")
 #: What is not time or memory.
 RESULTS = (
     "backbone", "method", "fraction", "n_seeds", "n_failed", "n_train", "trainable_params", "accuracy", "accuracy_ci95",
@@ -53,8 +53,8 @@ def runs_in(folder: Path) -> set[str]:
 
 
 def test_heads_and_fine_tuning_on_the_same_rows(run: Run, tmp_path: Path) -> None:
-    methods = "logreg,knn,head,partial:last:1,lp-ft,partial:layer9"
-    flags = ("--methods", methods, "--seeds", "2", "--epochs", "2", "--trials", "2")
+    methods = "logreg,knn,partial:last:1,lp-ft,partial:layer9"
+    flags = ("--methods", methods, "--seeds", "2", "--epochs", "1", "--trials", "2")
     told = compare(run, *flags)
     assert set(told) == {"table", "differences", "verdict", "report"}
     rows = {row["method"]: row for row in told["table"]}
@@ -64,7 +64,7 @@ def test_heads_and_fine_tuning_on_the_same_rows(run: Run, tmp_path: Path) -> Non
     assert "unknown stage" in broken["notes"][0]
     for row in rows.values():
         assert row["n_seeds"] == 2
-        assert row["n_train"] == 100
+        assert row["n_train"] == 80
         assert row["notes"] == []
         assert row["seed_spread"][0] <= row["accuracy"] <= row["seed_spread"][1]
         assert row["accuracy_ci95"][0] < row["accuracy"] < row["accuracy_ci95"][1]
@@ -72,8 +72,7 @@ def test_heads_and_fine_tuning_on_the_same_rows(run: Run, tmp_path: Path) -> Non
         assert row["peak_rss_mb"] > 50
     assert rows["partial:last:1"]["trainable_params"] == 8_398_858
     assert rows["logreg"]["epoch_s"] is None
-    assert rows["head"]["epoch_s"] > 0
-    assert rows["lp-ft"]["fit_s"] > rows["partial:last:1"]["epoch_s"]
+    assert rows["lp-ft"]["epoch_s"] > 0
     best = max(("logreg", "knn"), key=lambda method: rows[method]["val_accuracy"])
     assert {each["against"] for each in told["differences"]} == {best}
     assert {each["method"] for each in told["differences"]} == set(rows) - {best}
@@ -115,13 +114,13 @@ def test_heads_and_fine_tuning_on_the_same_rows(run: Run, tmp_path: Path) -> Non
 
 
 def test_shares_of_the_rows_and_a_budget(run: Run, tmp_path: Path) -> None:
-    flags = ("--methods", "logreg,knn", "--seeds", "2", "--fractions", "0.5,1")
+    flags = ("--methods", "logreg,knn", "--seeds", "1", "--seed", "1", "--fractions", "0.5,1")
     status, _, err = run("compare", *SMALL, *flags, "--budget", "0s")
     assert status == 1
     assert "no cell has a finished run: left out: the budget of 0 minutes was spent" in err
     told = compare(run, *flags)
     assert [(row["method"], row["fraction"], row["n_train"]) for row in told["table"]] == [
-        ("logreg", 1.0, 100), ("knn", 1.0, 100), ("logreg", 0.5, 50), ("knn", 0.5, 50),
+        ("logreg", 1.0, 80), ("knn", 1.0, 80), ("logreg", 0.5, 40), ("knn", 0.5, 40),
     ]  # fmt: skip
     cells = {(cell.method, cell.seed, cell.fraction): cell.run for cell in kept(tmp_path).cells}
     dev = []
@@ -131,7 +130,7 @@ def test_shares_of_the_rows_and_a_budget(run: Run, tmp_path: Path) -> None:
         dev.append(read_run(folder).record["dataset"]["chosen"]["subset"])
     assert dev == [{"fraction": 0.5, "take": "random", "seed": 1}, {}]
     spent = compare(run, *flags, "--methods", "logreg,svm", "--budget", "0s")
-    assert [row["n_failed"] for row in spent["table"]] == [0, 2, 0, 2]
+    assert [row["n_failed"] for row in spent["table"]] == [0, 1, 0, 1]
     assert spent["table"][1]["notes"] == ["left out: the budget of 0 minutes was spent"]
 
 
@@ -155,7 +154,7 @@ def test_wrong_usage_is_one_line(run: Run, tmp_path: Path) -> None:
 
 def test_killed_and_run_again_it_comes_to_the_same(run: Run, tmp_path: Path) -> None:
     """SIGKILL amid fine-tuning: finished cells and epochs are kept, and the table is that of an undisturbed run."""
-    flags = ("--methods", "logreg,full,knn", "--seeds", "1", "--epochs", "3", "--trials", "2")
+    flags = ("--methods", "logreg,full,knn", "--seeds", "1", "--epochs", "2", "--trials", "2")
     command = [sys.executable, str(ROOT / "bin/compare"), *SMALL, *flags, "--no-report", "--runs-dir", "killed"]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip

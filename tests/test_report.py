@@ -17,12 +17,15 @@ import pytest
 from browsing import probed
 from comparing import HOSTILE, compared_pictures
 
+from featcache.cache import Cache
 from featcache.errors import UsageError, UserError
 from finetune.comparison import report
+from finetune.comparison.page.embedding_map import map_picture
 from finetune.comparison.page.outcome_charts import pareto_front
 from finetune.comparison.page.training_charts import training_pictures
 from finetune.comparison.report import write_report
 from finetune.comparison.results import Comparison
+from heads.runs import read_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -108,7 +111,7 @@ def test_every_picture_is_embedded_and_told(page: Page, path: Path) -> None:
 def test_thumbnails_are_the_test_images(page: Page) -> None:
     told = [str(image["alt"]) for image in page.all("img") if str(image["src"]).startswith("data:image/jpeg")]
     for name in HOSTILE:
-        assert sum(alt.startswith(f"test image {name}/") and alt.endswith(f"of class {name}") for alt in told) == 4
+        assert sum(alt.startswith(f"test image test/{name}/") and alt.endswith(f"of class {name}") for alt in told) == 4
     assert any("taken for" in alt for alt in told)
 
 
@@ -156,24 +159,22 @@ def bare(comparison: Comparison) -> Comparison:
     return replace(comparison, cells=(), differences=())
 
 
-def test_the_same_comparison_gives_the_same_page(bare: Comparison, tmp_path: Path) -> None:
-    first, second = (write_report(bare, tmp_path / name) for name in "ab")
-    assert first.read_bytes() == second.read_bytes()
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [
-        "accuracy.png",
-        "cost.png",
-        "loss.png",
-        "report.html",
-    ]
+def test_the_same_numbers_give_the_same_pictures(bare: Comparison, path: Path, tmp_path: Path) -> None:
+    write_report(bare, tmp_path)
+    drawn = {file.name: file.read_bytes() for file in tmp_path.glob("*.png")}
+    assert set(drawn) == {"accuracy.png", "cost.png", "loss.png"}
+    assert drawn == {name: (path.parent / name).read_bytes() for name in drawn}
 
 
 def test_without_matplotlib_the_page_stands(bare: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "find_spec", lambda name: None if name == "matplotlib" else object())
-    page = Page(write_report(bare, tmp_path).read_text())
+    first, second = (write_report(bare, tmp_path / name).read_text() for name in "ab")
+    assert first == second
+    page = Page(first)
     assert page.all("img") == []
     assert any("pip install 'featcache[report]'" in text for text in page.texts["li"])
     assert len(page.texts["tr"]) == 1 + len(bare.table)
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["report.html"]
 
 
 def test_a_missing_extra_and_bad_wishes_are_named(
@@ -207,21 +208,24 @@ def test_runs_that_can_not_be_read_are_named(comparison: Comparison, tmp_path: P
 
 def test_a_recorded_test_curve_is_marked() -> None:
     history = [
-        {
-            "epoch": 1,
-            "phase": "all",
-            "train_loss": 1.0,
-            "train_accuracy": 0.5,
-            "val_accuracy": 0.4,
-            "test_accuracy": 0.3,
-        },
+        {"epoch": 1, "phase": "all", "train_loss": 1.0, "test_accuracy": 0.3},
         {"epoch": 1, "phase": "refit:all", "train_loss": 9.0, "train_accuracy": 0.9, "val_accuracy": None},
     ]
     drawn = {each.name: each for each in training_pictures({"full": [history]}, {"full": 0})}
-    assert list(drawn) == ["training-loss", "training-accuracy", "validation-accuracy", "test-accuracy"]
+    assert list(drawn) == ["training-loss", "test-accuracy"]
     assert "used for no choice" in drawn["test-accuracy"].title
     assert "chosen by it" in drawn["test-accuracy"].caption
     assert drawn["training-loss"].alt == "Training loss by epoch. full: 1.000 at epoch 1."
+
+
+def test_a_map_by_tsne(comparison: Comparison) -> None:
+    (cell,) = (cell for cell in comparison.cells if cell.method == "logreg" and cell.run)
+    assert cell.run
+    run = read_run(cell.run)
+    cache = Cache.open(comparison.folder.parent / "features" / run.record["cache"]["file"])
+    drawn = map_picture(cache, run, projection="tsne")
+    assert drawn.title == "Map of the embedding (t-SNE)"
+    assert drawn.alt.startswith("Scatter plot of 20 test images by the first two axes of t-SNE")
 
 
 def test_the_pareto_front() -> None:

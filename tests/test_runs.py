@@ -12,7 +12,7 @@ import pytest
 from test_predictors import C, make_heads
 
 from featcache.errors import UserError
-from heads.runs import read_run, write_run
+from heads.runs import peak_rss_mb, read_run, reset_peak_rss, write_run
 from heads.saved import load_head
 
 METRICS = {
@@ -172,3 +172,15 @@ def test_a_folder_that_is_no_run_is_refused(folder: Path, tmp_path: Path) -> Non
     (folder / "run.json").mkdir()
     with pytest.raises(UserError, match="a folder, not a regular file"):
         read_run(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory can be reset on Linux alone")
+def test_the_peak_of_memory_can_be_begun_anew() -> None:
+    reset_peak_rss()
+    before = peak_rss_mb()
+    held = np.ones(25_000_000)  # 200 MB
+    high = peak_rss_mb()
+    assert high >= before + 190
+    del held
+    reset_peak_rss()
+    assert peak_rss_mb() <= high - 150

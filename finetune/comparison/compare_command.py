@@ -197,8 +197,11 @@ def _label(plan: CellPlan) -> str:
 
 
 def _outcome(outcome: Outcome) -> str:
+    from finetune.comparison.results import LEFT_OUT
+
     if outcome.cell.failure is not None:
-        return f"FAILED: {outcome.cell.failure}"
+        loud = "" if outcome.cell.failure.startswith(LEFT_OUT) else "FAILED: "
+        return f"{loud}{outcome.cell.failure}"
     assert outcome.cell.run is not None
     return f"found, {outcome.cell.run.name}" if outcome.found else f"{outcome.seconds:.1f} s, {outcome.cell.run.name}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune.comparison.results import Comparison, TableRow
+from finetune.comparison.results import LEFT_OUT, Comparison, TableRow
 from heads.fit_head_tables import Table, interval
 
 
@@ -28,7 +28,7 @@ def results_table(comparison: Comparison) -> Table:
         line += [_share(row)] if several["rows"] else []
         line += [_count(row.trainable_params), _number(row.accuracy), _ends(row.accuracy_ci95)]
         if row.accuracy is None:
-            line[-2] = "failed"
+            line[-2] = "left out" if all(note.startswith(LEFT_OUT) for note in row.notes) else "failed"
         line += [f"{_ends(row.seed_spread)} ({row.n_seeds})"] if several["seeds"] else []
         line += [_number(row.gap), _number(row.test_loss), _number(row.embed_s, 1), _number(row.fit_s, 1)]
         line += [_number(row.epoch_s, 2), _number(row.peak_rss_mb, 0)]

@@ -47,6 +47,8 @@ def write_report(
     """
     if find_spec("jinja2") is None:
         raise missing_extra("jinja2", "report")
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if find_spec("matplotlib") is None:
         why = "matplotlib is not installed: pip install 'featcache[report]'"
         shown = Shown(lacking=(("Pictures", why),))
@@ -56,7 +58,6 @@ def write_report(
         shown = draw_all(comparison, cache_dir=cache_dir, projection=projection)
     page = _rendered(comparison, shown)
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for picture in shown.pictures:
             _publish(folder / f"{picture.name}.png", picture.light)
         _publish(folder / FILE_NAME, page.encode())

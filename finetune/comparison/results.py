@@ -14,6 +14,9 @@ from typing import Any, Literal
 #: Version of the keys in ``comparison.json``.
 SCHEMA = 1
 
+#: What the failure of a cell that was not begun starts with.
+LEFT_OUT = "left out: "
+
 Interval = tuple[float, float]
 Kind = Literal["head", "finetune"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from featcache.errors import UserError
 from featcache.files import one_line
 from finetune.comparison.cells import CellPlan
-from finetune.comparison.results import Cell
+from finetune.comparison.results import LEFT_OUT, Cell
 from heads.publishing import HeadPiece, fit_and_publish
 from heads.runs import reset_peak_rss
 from heads.search import Report
@@ -63,7 +63,7 @@ def run_cells(
             found = plan.is_finished()
             if not found:
                 if deadline is not None and began >= deadline:
-                    raise UserError(f"left out: {left_out}")
+                    raise UserError(f"{LEFT_OUT}{left_out}")
                 with watching(plan) as watch:
                     _run(plan, watch)
         except Exception as error:  # noqa: BLE001  one cell's failure is no other's

@@ -36,10 +36,6 @@ def seeds_difference(correct_a: Hits, correct_b: Hits, *, seed: int = 0) -> Seed
     interval is Student's, with Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2). p_value is the larger
     of that t-test's and of a sign-flip test of the rows' sums, which with one seed is McNemar's, exactly: the first is
     rough where few rows differ, the second does not see that seeds differ.
-
-    Found by simulation, 2,000 sets a case, 150 to 2,000 rows, 2 to 5 seeds, 3 to 20 % of the rows unlike, methods that
-    are alike: p_value is below 0.05 in at most 4.4 % where seeds differ by no more than rows explain, and in at most
-    6.0 % where they differ by as much again.
     """
     assert correct_a.shape == correct_b.shape, (correct_a.shape, correct_b.shape)
     n_seeds = len(correct_a)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from finetune.comparison.page.style import WIDTH, Mark, Picture, Theme, legend_below, picture
@@ -45,7 +45,7 @@ def confusion_picture(run: Run, *, name: str, method: str) -> Picture:
         caption="Rows are true classes, columns predicted ones; the darker, the larger the share of the row.",
         alt=f"Confusion matrix of {method}: {right:,} of {len(labels):,} test images are right. "
         + (f"Most frequent mistakes: {told}." if told else "There are no mistakes."),
-        height=WIDTH - 0.2,
+        height=3.5 if len(names) <= 3 else WIDTH,
     )
 
 
@@ -61,8 +61,9 @@ def selection_picture(run: Run, *, method: str) -> Picture | None:
     key, score = ("val_balanced_accuracy", "balanced accuracy") if balanced else ("val_accuracy", "accuracy")
     scored = [each for each in selection["candidates"] if each.get(key) is not None]
     chosen = run.record["params"]
-    for parameter in chosen:
-        lines = lines_along(parameter, scored, key) if parameter != "epochs" else []
+    for parameter, value in chosen.items():
+        numeric = parameter != "epochs" and isinstance(value, int | float)
+        lines = lines_along(parameter, scored, key) if numeric else []
         if any(len(values) > 1 for _, values, _, _ in lines):
             break
     else:
@@ -120,7 +121,7 @@ def trials_picture(
         f"rates{suffix}",
         draw,
         title="Trials of learning rates",
-        caption="Each method had the same number of trials; the rate with the highest validation accuracy was taken.",
+        caption="Of the first seed. The rate with the highest validation accuracy was taken.",
         alt=f"Validation accuracy by learning rate. {' '.join(told)}",
         height=3.7,
     )
@@ -170,8 +171,7 @@ def _draw_confusion(axes: Axes, theme: Theme, counts: NDArray[np.int64], names: 
         for true in places:
             for predicted in places:
                 if count := int(counts[true, predicted]):
-                    dark = (shares[true, predicted] > 0.5) is (theme.paper == "#ffffff")
-                    color = "#ffffff" if dark else "#1c2733" if shares[true, predicted] > 0.5 else theme.ink
+                    color = theme.paper if shares[true, predicted] > 0.5 else theme.ink
                     axes.text(predicted, true, f"{count:,}", ha="center", va="center", color=color, fontsize=8.5)
     if len(names) <= _WITH_NAMES:
         told = [short(name, 14) for name in names]
@@ -189,5 +189,8 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic axis where all values are above 0."""
     if values and min(values) > 0 and max(values) > min(values):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(
+            LogLocator(subs=(1.0, 3.0) if max(values) / min(values) < 300 else (1.0,), numticks=7)
+        )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_locator(NullLocator())

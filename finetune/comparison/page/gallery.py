@@ -14,6 +14,7 @@ from featcache.datasets import Images, load_dataset
 from featcache.layout import OK
 from featcache.preprocessing import Preprocessing
 from finetune.cached_rows import origin_of
+from finetune.comparison.page.words import short
 from heads.evidence.metrics import softmax
 from heads.runs import Run
 
@@ -65,9 +66,10 @@ class TestImages:
         held = cache.splits["test"]
         # Another seed may have carved another test split: then they are in train now.
         splits = [split for name, split in dataset.splits.items() if name != "test"] + [dataset.splits["test"]]
+        content = {held.ids[row]: held.content[row].tobytes() for row in np.flatnonzero(held.status == OK).tolist()}
         return cls(
-            at={name: (split.images, row) for split in splits for row, name in enumerate(split.ids)},
-            content={held.ids[row]: held.content[row].tobytes() for row in np.flatnonzero(held.status == OK).tolist()},
+            at={name: (split.images, row) for split in splits for row, name in enumerate(split.ids) if name in content},
+            content=content,
             preprocessing=Preprocessing.from_json(cache.encoder["preprocessing"]),
         )
 
@@ -132,7 +134,7 @@ def confident_mistakes(images: TestImages, run: Run, *, limit: int = 8) -> list[
         Thumbnail(
             jpeg=found[name],
             alt=f"test image {name}: {names[true]}, taken for {names[predicted]}",
-            caption=f"{names[true]}, taken for {names[predicted]}{sure}",
+            caption=f"{short(names[true])}, taken for {short(names[predicted])}{sure}",
         )
         for name, true, predicted, sure in rows
         if name in found

@@ -8,6 +8,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
     button.type = "button";
     button.append(...header.childNodes);
     header.append(button);
+    header.dataset.name = button.textContent;
     header.setAttribute("aria-sort", "none");
     button.addEventListener("click", () => {
       const now = header.getAttribute("aria-sort");

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class Shown:
     def pictures(self) -> tuple[Picture, ...]:
         """All of them, in the order of the page."""
         return (
-            *self.outcome, *self.differences, *self.cost, *self.size, *self.training, *self.choices, *self.confusions,
+            *self.outcome, *self.cost, *self.differences, *self.size, *self.training, *self.choices, *self.confusions,
             *self.maps,
         )  # fmt: skip
 
@@ -82,13 +82,15 @@ def facts_of(comparison: Comparison) -> list[Fact]:
                 facts.append(Fact(name=name, number=words.accuracy(row.accuracy), detail=detail))
     if verdict.gain is not None:
         ends = "" if verdict.gain_ci95 is None else f"{words.points_interval(verdict.gain_ci95)}, "
-        chance = "beyond chance" if verdict.beyond_chance else "could be chance"
+        by_chance = verdict.gain_holm_p is None or verdict.gain_holm_p >= 0.05
+        chance = "could be chance" if by_chance else "beyond chance"
         number = f"{words.points(verdict.gain)} points"
         facts.append(Fact(name="Gain of fine-tuning", number=number, detail=f"{ends}{chance}"))
     if verdict.extra_minutes is not None:
         rate = verdict.points_per_minute
         detail = "beyond the head, search included" if rate is None else f"{rate:+.2g} points for each minute"
-        number = f"{verdict.extra_minutes:.3g} min"
+        sign = "−" if verdict.extra_minutes < 0 else ""
+        number = sign + words.duration(60 * abs(verdict.extra_minutes))
         facts.append(Fact(name="Extra time", number=number, detail=detail.replace("-", "−")))
     return facts
 
@@ -105,7 +107,7 @@ def sections_of(comparison: Comparison, shown: Shown) -> list[Section]:
             table=results_table(comparison) if comparison.table else None,
             notes=tuple((_told(row), note) for row in comparison.table for note in row.notes),
             failed=tuple(failed),
-            pictures=shown.outcome,
+            pictures=(*shown.outcome, *shown.cost),
         ),
         Section(
             id="differences",
@@ -114,10 +116,10 @@ def sections_of(comparison: Comparison, shown: Shown) -> list[Section]:
             pictures=shown.differences,
         ),
         Section(
-            id="cost",
-            title="Time and data",
+            id="size",
+            title="How much data",
             lead=overtakes.told if overtakes else "",
-            pictures=(*shown.cost, *shown.size),
+            pictures=shown.size,
         ),
         Section(id="training", title="Training", pictures=shown.training),
         Section(id="choices", title="Choices made on validation", pictures=shown.choices),
@@ -173,12 +175,11 @@ _SETTINGS = (
 _ROWS = (("n_train", "to train"), ("n_val", "to validate"), ("n_test", "to test"))
 
 
-def _encoder_told(name: str, encoder: Any) -> str:
-    if not isinstance(encoder, dict):
-        return name
-    size = encoder.get("preprocessing", {}).get("image_size")
-    weights = "random weights" if "seed" in encoder.get("weights", {}) else ""
-    parts = (weights, f"{size} px" if size else "", str(encoder.get("precision", "")))
+def _encoder_told(name: str, encoder: Mapping[str, Any]) -> str:
+    preprocessing, weights = encoder.get("preprocessing"), encoder.get("weights")
+    size = preprocessing.get("image_size") if isinstance(preprocessing, dict) else None
+    drawn = "random weights" if isinstance(weights, dict) and "seed" in weights else ""
+    parts = (drawn, f"{size} px" if size else "", str(encoder.get("precision", "")))
     return ", ".join([name, *(part for part in parts if part)])
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 #: Narrow, so that on a phone, where a picture is as wide as the screen, its letters are about as large as the text's.
 WIDTH = 4.2
@@ -89,7 +91,8 @@ class Mark:
 
     @property
     def dashes(self) -> object:
-        return DASHES[self.number % len(DASHES)]
+        # Where a colour comes again, its dashes differ.
+        return DASHES[(self.number + self.number // len(LIGHT.series)) % len(DASHES)]
 
     def line(self, theme: Theme, *, hollow: bool = False) -> dict[str, Any]:
         """What ``Axes.plot`` takes for a line with markers."""
@@ -168,8 +171,10 @@ def _png(draw: Callable[[Axes, Theme], None], theme: Theme, height: float) -> by
     with rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box stands for it; the page has the name
         figure = Figure(figsize=(WIDTH, height), dpi=_DPI, layout="constrained", facecolor=theme.paper)
-        FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         draw(figure.subplots(), theme)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", facecolor=theme.paper)
+        canvas.draw()  # savefig would draw it twice
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", dpi=(_DPI, _DPI))
     return buffer.getvalue()

@@ -136,11 +136,11 @@ def _difference_cells(one: Difference, *, several: bool, seeds: bool) -> tuple[T
 
 
 def _kind(row: TableRow) -> tuple[str, ...]:
-    kind = "head on cached features" if row.kind == "head" else "fine-tuned"
+    kind = "cached head" if row.kind == "head" else "fine-tuned"
     if row.accuracy is None:
-        return (f"{kind}, failed",)
-    seeds = f", {row.n_seeds} seeds" if row.n_seeds > 1 else ""
-    return (f"{kind}{seeds}{'' if row.comparable else ', not comparable'}",)
+        return (kind, "failed")
+    seeds = (f"{row.n_seeds} seeds",) if row.n_seeds > 1 else ()
+    return (kind, *seeds, *(() if row.comparable else ("not comparable",)))
 
 
 def _accuracy(row: TableRow) -> TableCell:

@@ -59,6 +59,8 @@ def duration(seconds: float | None) -> str:
     """A time in the unit that suits it."""
     if seconds is None:
         return NONE
+    if seconds == 0:
+        return "0 s"
     for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
