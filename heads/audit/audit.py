@@ -13,7 +13,7 @@ from featcache.cache import Cache
 from featcache.errors import UserError
 from heads.audit.audited_rows import AuditedRows, audited_rows
 from heads.audit.classes import few_rows, nearly_one
-from heads.audit.directions import directions
+from heads.audit.directions import about_mean, about_origin
 from heads.audit.duplicate_findings import duplicate_findings
 from heads.audit.duplicates import calibrated, near_pairs, pictures
 from heads.audit.findings import KINDS, Finding, ranked
@@ -68,7 +68,7 @@ def audit(cache: Cache, *, seed: int = 0, tell: Tell = lambda text: None) -> Aud
         images = images_at_hand(cache, rows)
     except UserError as error:
         notes.append(f"images are not at hand, so that near duplicates are told by features alone ({error})")
-    X, numbers = directions(rows.features), {}
+    X, numbers = about_mean(rows.features), {}
     tell("looking for duplicates")
     calibration = calibrated(X)
     numbers["near_duplicates"] = asdict(calibration)
@@ -85,7 +85,7 @@ def audit(cache: Cache, *, seed: int = 0, tell: Tell = lambda text: None) -> Aud
     if seen is not None:
         found += _label_findings(rows, seen, numbers)
     tell("looking for outliers")
-    odd = outliers(X, np.unique(picture))
+    odd = outliers(about_origin(rows.features), np.unique(picture))
     found += [
         _of_row("outlier", rows, row, float(score), f"{score:.1f} deviations farther from its neighbours than is usual")
         for row, score in zip(odd.rows.tolist(), odd.deviations.tolist(), strict=True)

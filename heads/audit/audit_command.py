@@ -136,22 +136,15 @@ def _page(found: Audit, cache: Cache, sizes: str, top: int, created: str) -> tup
 def _tell(console: Console, found: Audit, dataset: str) -> None:
     from heads.audit.findings import KINDS
 
-    lines = []
-    for kind, counts in found.counts().items():
-        if counts["all"]:
-            first = next(f for f in found.findings if f.kind == kind)
-            example = (
-                f"{first.split} {first.id}"
-                if first.id
-                else " and ".join(filter(None, (first.label, first.other_label)))
-            )
-            lines.append(
-                (kind, KINDS[kind], *(f"{counts[key]:,}" for key in ("all", "test_leaks", "excluded")), example)
-            )
+    lines = [
+        (f"{kind}: {KINDS[kind]}", *(f"{counts[key]:,}" for key in ("all", "test_leaks", "excluded")))
+        for kind, counts in found.counts().items()
+        if counts["all"]
+    ]
     for note in found.notes:
         console.note(f"  {note}")
     if not lines:
         console.note("nothing was found")
         return
-    columns = ("kind", "what", "found", "train and test", "excluded", "first")
+    columns = ("kind", "found", "between train and test", "marked to exclude")
     console.table(f"{dataset}: what was found in {len(found.rows):,} rows", columns, lines)

@@ -1,6 +1,7 @@
-"""Features in; the same rows about their common mean and at length 1, whose products are cosines, out.
+"""Features in; the same rows at length 1, whose products are cosines, about their common mean or about the origin, out.
 
-Features that follow a ReLU all point the same way, so that cosines about the origin hardly tell images apart.
+Features that follow a ReLU all point much the same way. About the mean, cosines tell single images apart; about the
+origin, they tell whether an image has what the others have in common.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ class Directions(Features):
         return replace(self, of=self.of.take(rows))
 
 
-def directions(X: Features) -> Directions:
+def about_mean(X: Features) -> Directions:
     """The plain view of the features, about its mean."""
     plain = X.view(0)
     return Directions(of=plain, mean=column_statistics(plain)[0])
+
+
+def about_origin(X: Features) -> Directions:
+    """The plain view of the features as they are."""
+    return Directions(of=X.view(0), mean=np.zeros(X.shape[1], np.float32))
 
 
 def spread(numbers: int, of: int) -> Labels:

@@ -29,10 +29,10 @@ def outliers(X: Directions, different: Labels, *, limit: int = 1000) -> Outliers
     """Rows whose distance to their fifth neighbour is unusual.
 
     The score of Sun et al. 2022 (arXiv:2204.06507, section 3), on a sample of at most 20,000 rows; what is unusual is
-    told by the median and the median absolute deviation of the distances' logarithms.
+    told by the median and the median absolute deviation of the distances.
 
     Args:
-        X: all rows (N, D).
+        X: all rows (N, D), about the origin.
         different: the rows to look at, one for each picture, int64, ascending.
         limit: of the outliers.
     """
@@ -48,9 +48,9 @@ def outliers(X: Directions, different: Labels, *, limit: int = 1000) -> Outliers
     for rows, block in pictures.blocks():
         found, _ = nearest(block, bank, k)
         cosine[rows] = np.where(in_bank[rows], found[:, -1], found[:, -2])
-    distance = np.log(np.sqrt(np.maximum(2 - 2 * cosine, 1e-7)))
+    distance = np.sqrt(np.maximum(2 - 2 * cosine, 0.0))
     median = np.median(distance)
-    deviation = max(1.4826 * float(np.median(np.abs(distance - median))), 1e-3)
+    deviation = max(1.4826 * float(np.median(np.abs(distance - median))), 1e-4)
     z = (distance - median) / deviation
     order = np.argsort(-z, kind="stable")
     order = order[z[order] > DEVIATIONS][:limit]
