@@ -20,6 +20,7 @@ from featcache.datasets import ImageDataset, load_dataset
 from featcache.embedding import Embedding
 from finetune import finetune_command
 from heads import fit_head_command
+from heads.audit import audit_command
 
 #: Flags that make embedding quick: a real backbone with random weights, on few and small images.
 QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--per-class", "6"]
@@ -117,6 +118,7 @@ def run(
         "fit-head": fit_head_command.main,
         "finetune": finetune_command.main,
         "cache": cache_command.main,
+        "audit": audit_command.main,
     }
 
     def call(command: str, *arguments: object) -> tuple[int, str, str]:

@@ -56,6 +56,7 @@ def test_only_commands_parse_arguments_or_print(package: str) -> None:
         "featcache.datasets",
         "heads.head_run",
         "featcache.embed_command, featcache.cache_command, heads.fit_head_command, finetune.finetune_command",
+        "heads.audit.audit_command, heads.audit.audit",
         "finetune, finetune.planning, finetune.settings, finetune.rates",
         "featcache.upkeep.inventory, featcache.upkeep.garbage, featcache.upkeep.export",
     ],
@@ -72,7 +73,7 @@ def test_public_names_are_there() -> None:
         _ = featcache.nothing
 
 
-@pytest.mark.parametrize("command", ["embed", "fit-head", "finetune", "cache"])
+@pytest.mark.parametrize("command", ["embed", "fit-head", "finetune", "cache", "audit"])
 def test_help_answers_at_once(command: str) -> None:
     seconds = []
     for _ in range(3):

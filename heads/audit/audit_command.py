@@ -65,7 +65,7 @@ def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dic
     found = audit(cache, seed=arguments.seed, tell=console.note)
     name = arguments.name or new_run_name(arguments.audits_dir, f"{cache.dataset}-{encoder}")
     folder = arguments.audits_dir / name
-    told = {
+    told: dict[str, Any] = {
         "schema": 1,
         "command": command,
         "created": created_now(),
@@ -137,7 +137,7 @@ def _tell(console: Console, found: Audit, dataset: str) -> None:
     from heads.audit.findings import KINDS
 
     lines = [
-        (f"{kind}: {KINDS[kind]}", *(f"{counts[key]:,}" for key in ("all", "test_leaks", "excluded")))
+        (KINDS[kind], *(f"{counts[key]:,}" for key in ("all", "test_leaks", "excluded")))
         for kind, counts in found.counts().items()
         if counts["all"]
     ]
@@ -146,5 +146,5 @@ def _tell(console: Console, found: Audit, dataset: str) -> None:
     if not lines:
         console.note("nothing was found")
         return
-    columns = ("kind", "found", "between train and test", "marked to exclude")
+    columns = ("kind", "found", "between train and test", "marked to go")
     console.table(f"{dataset}: what was found in {len(found.rows):,} rows", columns, lines)

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-#: The kinds, most pressing first, and what each one says.
+#: The kinds, most pressing first, and what people call them.
 KINDS = {
-    "label-conflict": "the same image under two labels",
-    "exact-duplicate": "the same bytes twice",
-    "near-duplicate": "the same picture in other bytes",
-    "wrong-label": "a label that heads contradict which never saw the image",
-    "outlier": "an image unlike all others",
-    "look-alike": "as close as copies in features, but not in pixels",
-    "damaged": "a row without features",
-    "nearly-one": "two classes that are hardly told apart",
-    "few-rows": "a class with less than a tenth of the largest one's training rows",
+    "label-conflict": "one image, two labels",
+    "exact-duplicate": "exact duplicates",
+    "near-duplicate": "near duplicates",
+    "wrong-label": "likely wrong labels",
+    "outlier": "outliers",
+    "look-alike": "look-alikes",
+    "damaged": "damaged images",
+    "nearly-one": "classes that are nearly one",
+    "few-rows": "classes with few rows",
 }
 
 

@@ -18,15 +18,17 @@ SIDE = 192  # pixels, of the longer side of a thumbnail
 
 #: What a person can do about each kind.
 ADVICE = {
-    "label-conflict": "One of the two labels is wrong, or the image shows both.",
-    "exact-duplicate": "A copy in train of an image in test makes the test accuracy too high.",
-    "near-duplicate": "Resaved, resized or mirrored copies do the same as exact ones.",
-    "wrong-label": "Look at each: heads are wrong, too. Mend it in the data set, or say yes in the column exclude.",
-    "outlier": "Another thing than the classes show, a broken picture, or a rare but right one.",
-    "look-alike": "Parts of one photograph, frames of one film, or merely alike; none is left out unless you say so.",
-    "damaged": "Heads leave these rows out. Mend or remove the files, then run bin/embed again.",
-    "nearly-one": "Merge the two, mend their labels, or get a backbone that tells them apart.",
-    "few-rows": "Heads see little of these classes: add images, or try --class-weight balanced.",
+    "label-conflict": "The same picture with one label here and another there; the less likely one comes first.",
+    "exact-duplicate": "Files of the same bytes. An image of test that is in train as well is no test.",
+    "near-duplicate": "The same picture in other bytes: resaved, resized or mirrored. It leaks as exact copies do.",
+    "wrong-label": "Heads that never saw these images contradict their labels, and may be wrong themselves. Mend "
+    "labels in the data set, or write yes in the column exclude.",
+    "outlier": "Images unlike all others: another thing than the classes, a broken picture, or a rare but right one.",
+    "look-alike": "As close as copies in features, but not in pixels: parts of one photograph, frames of one film, or "
+    "merely alike.",
+    "damaged": "Rows without features, which heads leave out. Mend or remove the files, then run bin/embed again.",
+    "nearly-one": "Heads hardly tell these two apart. Merge them, mend their labels, or take another backbone.",
+    "few-rows": "Less than a tenth of the largest class's training rows. Add images, or try --class-weight balanced.",
 }
 
 
