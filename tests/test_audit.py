@@ -49,8 +49,8 @@ def test_flipped_labels_are_suspected(digits: Digits) -> None:
     np.testing.assert_array_equal(seen.rows, np.arange(len(y)))
     found = suspects(seen.probabilities, y)
     hits = np.isin(found.rows, flipped)
-    assert hits.sum() >= 27
-    assert hits.mean() >= 0.8
+    assert hits.sum() >= 25
+    assert hits.mean() >= 0.9
     assert (found.suggested[hits] == digits.y[found.rows[hits]]).mean() >= 0.9
     assert (np.diff(found.margin) <= 0).all()
 
@@ -99,7 +99,9 @@ def test_odd_images_are_outliers(digits: Digits) -> None:
 
 
 def test_outliers_by_a_sample_are_much_the_same(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    X = about_origin(ArrayFeatures(np.concatenate([digits.X, digits.X[:2] * [1, -1] * 32]).astype(np.float32)))
+    rng = np.random.default_rng(0)
+    odd = np.stack([rng.permutation(row) for row in digits.X[:2]])
+    X = about_origin(ArrayFeatures(np.concatenate([digits.X, odd]).astype(np.float32)))
     monkeypatch.setattr("heads.audit.outliers._BANK", 150)
     assert set(outliers(X, np.arange(602)).rows[:2]) == {600, 601}
 

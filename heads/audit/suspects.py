@@ -9,6 +9,9 @@ import numpy as np
 from heads.predictors import Doubles
 from heads.standardization import Labels
 
+#: A class that is more probable than the label by this is suggested, however sure heads are of others.
+SURE = 0.5
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Suspects:
@@ -28,11 +31,13 @@ class Suspects:
 
 
 def suspects(probabilities: Doubles, y: Labels) -> Suspects:
-    """Confident learning: the rows off the diagonal of the confident joint.
+    """Confident learning, and what is plainly more probable.
 
     A row counts as of a class where its probability reaches the mean of those labelled so; of several such classes, as
-    of the most probable one. It is suspected where that is not its label (Northcutt, Jiang and Chuang 2021,
-    arXiv:1911.00068, section 3.1), and ranked by the normalised margin (section 3.2).
+    of the most probable one. It is suspected where that is not its label (the confident joint of Northcutt, Jiang and
+    Chuang 2021, arXiv:1911.00068, section 3.1), and also where a class is more probable than the label by `SURE`: where
+    heads are right about nearly all rows, few wrong ones reach the mean. Rows are ranked by the normalised margin
+    (section 3.2).
 
     Args:
         probabilities: (N, n_classes), out of fold.
@@ -45,12 +50,15 @@ def suspects(probabilities: Doubles, y: Labels) -> Suspects:
         thresholds = np.bincount(y, own, minlength=n_classes) / counts
     confident = probabilities >= np.where(counts > 0, thresholds, np.inf)
     counted_as = np.where(confident, probabilities, -1.0).argmax(axis=1)
-    off = np.flatnonzero(confident.any(axis=1) & (counted_as != y))
-    margin = probabilities[off, counted_as[off]] - own[off]
+    likeliest = probabilities.argmax(axis=1)
+    joint = confident.any(axis=1) & (counted_as != y)
+    suggested = np.where(joint, counted_as, likeliest)
+    off = np.flatnonzero(joint | (probabilities[np.arange(n), likeliest] - own >= SURE))
+    margin = probabilities[off, suggested[off]] - own[off]
     order = np.argsort(-margin, kind="stable")
     return Suspects(
         rows=off[order],
-        suggested=counted_as[off][order].astype(np.int64),
+        suggested=suggested[off][order].astype(np.int64),
         margin=margin[order],
         thresholds=thresholds,
     )
