@@ -32,10 +32,9 @@ def leaks(content: Mapping[str, NDArray[np.uint8]]) -> list[str]:
     Args:
         content: digests (N, 16) of the rows by split; all but test are fitted on.
     """
-    test = as_keys(content["test"])
     fitted_on = [as_keys(digests) for split, digests in content.items() if split != "test"]
-    n_shared = int(np.isin(test, np.concatenate(fitted_on)).sum())
-    if not n_shared:
+    test = as_keys(content["test"]) if "test" in content else np.empty(0, "S16")
+    if not (n_shared := int(np.isin(test, np.concatenate(fitted_on)).sum())):
         return []
     are = "row is" if n_shared == 1 else "rows are"
     told = f"WARNING: {n_shared:,} of {len(test):,} test {are} byte for byte among those to fit on"

@@ -70,6 +70,12 @@ def test_faults_planted_in_digits_are_found(digits_folder: Path, tmp_path: Path,
     assert out.splitlines()[-2].startswith("audit audits/planted-resnet18-2: findings.csv, audit.html")
     assert "exact duplicates" in out
     assert "\u202e" not in out
+    leak = "WARNING: 3 of 30 test rows are byte for byte among those to fit on"
+    status, out, _ = run("fit-head", "--clf", "ridge")
+    assert leak in out
+    status, out, _ = run("fit-head", "--clf", "ridge", "--exclude", folder / "findings.csv")
+    assert "byte for byte" not in out
+    assert "left out by --exclude findings.csv: 7 train rows" in out
 
 
 class Page(HTMLParser):

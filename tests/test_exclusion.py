@@ -71,22 +71,19 @@ def test_names_may_hold_anything(tmp_path: Path) -> None:
     assert same[0].fingerprint == same[1].fingerprint
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
+def test_what_names_nothing_is_refused(cache: Cache, tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    for content, expected in (
         (b"\n\n", "names no rows"),
         (b"\xff\xfe", "no UTF-8 text"),
         (b"id,exclude\na,no\n", "no row of it says yes"),
         (b"id,split\na,dev\n", "the split 'dev' of 'a'; expected one of train, val, test"),
         (b"nothing-here.jpg\n", "none of its 1 ids is a row here (first: nothing-here.jpg)"),
-    ],
-)
-def test_what_names_nothing_is_refused(cache: Cache, tmp_path: Path, content: bytes, expected: str) -> None:
-    path = tmp_path / "out.txt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="--exclude") as error:
-        load_rows(cache, exclude=read_exclusion(path))
-    assert expected in str(error.value)
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="--exclude") as error:
+            load_rows(cache, exclude=read_exclusion(path))
+        assert expected in str(error.value)
     with pytest.raises(UserError, match="a folder, not a regular file"):
         read_exclusion(tmp_path)
 

@@ -15,7 +15,7 @@ from heads.audit.audited_rows import AuditedRows, audited_rows
 from heads.audit.classes import few_rows, nearly_one
 from heads.audit.directions import about_mean, about_origin
 from heads.audit.duplicate_findings import duplicate_findings
-from heads.audit.duplicates import calibrated, near_pairs, pictures
+from heads.audit.duplicates import calibrated, copies, near_pairs, pictures
 from heads.audit.findings import KINDS, Finding, ranked
 from heads.audit.images_at_hand import ImagesAtHand, images_at_hand
 from heads.audit.out_of_fold import OutOfFold, out_of_fold
@@ -70,7 +70,7 @@ def audit(cache: Cache, *, seed: int = 0, tell: Tell = lambda text: None) -> Aud
         notes.append(f"images are not at hand, so that near duplicates are told by features alone ({error})")
     X, numbers = about_mean(rows.features), {}
     tell("looking for duplicates")
-    calibration = calibrated(X)
+    calibration = calibrated(X.take(np.unique(copies(rows))))
     numbers["near_duplicates"] = asdict(calibration)
     near = near_pairs(rows, X, calibration, images)
     picture = pictures(rows, near)
