@@ -42,8 +42,9 @@ def plant(
         (copied if i < exact else saved).append(frozenset({_id(root, path), _id(root, to)}))
     flipped = []
     for path in order[:wrong]:
-        other = second if path.parent.name == first else first
-        flipped.append(_id(root, path.rename(path.parent.parent / other / path.name)))
+        to = path.parent.parent / (second if path.parent.name == first else first) / path.name
+        assert not to.exists()
+        flipped.append(_id(root, path.rename(to)))
     return Planted(frozenset(flipped), frozenset(copied), frozenset(saved))
 
 

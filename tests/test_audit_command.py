@@ -26,7 +26,7 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images, labels = load_digits(return_X_y=True)
     for label, name in ((0, "0"), (1, HOSTILE)):
         for i, row in enumerate(np.flatnonzero(labels == label)[:52]):
-            path = root / ("train" if i < 40 else "test") / name.replace("/", "\u2215") / f"{i:02}.png"
+            path = root / ("train" if i < 40 else "test") / name.replace("/", "\u2215") / f"{label}-{i:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = (images[row].reshape(8, 8) * 15).astype(np.uint8)
             Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save(path)
