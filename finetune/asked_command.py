@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.command_line import Parser, add_subset_flags, names, new_parser, subset_of
 from featcache.errors import CacheError, UsageError
 from finetune.forgetting_command import add_forgetting_flags, check_forgetting_flags, forgetting_settings
+from heads.excluding_command import add_exclude_flag, exclusion_of
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +98,7 @@ def new_finetune_parser() -> Parser:
     cache.add_argument("--backbone", help="of this backbone")
     cache.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="of train, to choose on (0.1)")
     add_subset_flags(parser)
+    add_exclude_flag(parser)
     parser.add_argument("--name", help="of the run (data set, backbone, method and a number)")
     return parser
 
@@ -157,6 +159,7 @@ def rows_of(arguments: argparse.Namespace, cache: Cache) -> Rows:
     return load_rows(
         cache,
         subset=subset_of(arguments),
+        exclude=exclusion_of(arguments),
         val_fraction=arguments.val_fraction,
         seed=arguments.seed,
         pool_maps=True,

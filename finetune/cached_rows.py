@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,44 +13,11 @@ from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
 from featcache.errors import CacheError, UserError
 from featcache.layout import DIGEST_SIZE
+from featcache.origin import origin_of
 from featcache.preprocessing import Preprocessing
-from featcache.recorded_command import recorded_embed
-from featcache.weights import SUFFIXES
 from finetune.image_source import ImageSource, Pictures
 from finetune.settings import Augment
 from heads.rows import Rows, SplitRows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a cache's images and weights come from.
-
-    Attributes:
-        dataset: its name, or its folder's path.
-        root: where downloaded sets live.
-        weights: as ``--weights`` takes them.
-    """
-
-    dataset: str
-    root: Path
-    weights: str | None
-
-
-def origin_of(cache: Cache) -> Origin:
-    """What the cache's own ``bin/embed`` was given; what it can be told from where a library call made it."""
-    folder = cache.provenance["source"].get("folder")
-    if not cache.provenance["command"]:
-        weights = "none" if "seed" in cache.encoder["weights"] else None
-        return Origin(dataset=folder or cache.dataset, root=Path("data"), weights=weights)
-    recorded = recorded_embed(cache, by_hand="embed again")
-    weights = recorded.arguments.weights
-    if weights is not None and ("/" in weights or weights.endswith(SUFFIXES)):
-        weights = str(recorded.folder / weights)
-    return Origin(
-        dataset=folder or recorded.arguments.dataset,
-        root=recorded.folder / recorded.arguments.root,
-        weights=weights,
-    )
 
 
 def backbone_of(cache: Cache, *, from_scratch: bool = False, seed: int = 0) -> Backbone:

@@ -113,8 +113,8 @@ def forgetting_table(told: Mapping[str, Any]) -> tuple[str, tuple[str, ...], lis
 def _other_set(job: Job, name: str, limit: Mapping[str, int] | None) -> ImageDataset:
     """Another data set, found as the cache's own; the same rows whatever the run's seed, so that caches serve again."""
     from featcache.datasets import load_dataset
+    from featcache.origin import origin_of
     from featcache.subset import Subset
-    from finetune.cached_rows import origin_of
 
     dataset = load_dataset(name, root=origin_of(job.cache).root, subset=Subset(limit=limit or {}))
     for note in dataset.notes:

@@ -16,8 +16,9 @@ from featcache.command_line import Console
 from featcache.datasets import ImageDataset, load_dataset
 from featcache.embed_command import default_workers
 from featcache.machine import choose_device
+from featcache.origin import origin_of
 from finetune.asked_command import plan_of, settings_of
-from finetune.cached_rows import TuningRows, backbone_of, origin_of, tuning_rows
+from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.holding import check_holding
 from finetune.linear_start import linear_start
 from finetune.new_head import replace_head, set_head

@@ -22,6 +22,7 @@ from finetune import finetune_command
 from finetune.comparison import compare_command
 from heads import fit_head_command
 from heads.serving import export_command, predict_command
+from heads.audit import audit_command
 
 #: Flags that make embedding quick: a real backbone with random weights, on few and small images.
 QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--per-class", "6"]
@@ -122,6 +123,7 @@ def run(
         "cache": cache_command.main,
         "predict": predict_command.main,
         "compare": compare_command.main,
+        "audit": audit_command.main,
     }
 
     def call(command: str, *arguments: object) -> tuple[int, str, str]:
