@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.cache import Cache
+from featcache.datasets import ImageDataset, load_dataset
 from featcache.recorded_command import recorded_embed
 
 
@@ -42,3 +43,9 @@ def origin_of(cache: Cache) -> Origin:
         root=recorded.folder / recorded.arguments.root,
         weights=weights,
     )
+
+
+def original_images(cache: Cache) -> ImageDataset:
+    """The data set that a cache was made of, found again. Raises UserError where it is not there."""
+    origin = origin_of(cache)
+    return load_dataset(origin.dataset, root=origin.root)

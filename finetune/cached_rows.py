@@ -10,10 +10,10 @@ import torch
 
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
-from featcache.datasets import ImageDataset, load_dataset
+from featcache.datasets import ImageDataset
 from featcache.errors import CacheError, UserError
 from featcache.layout import DIGEST_SIZE
-from featcache.origin import origin_of
+from featcache.origin import origin_of, original_images
 from featcache.preprocessing import Preprocessing
 from finetune.image_source import ImageSource, Pictures
 from finetune.settings import Augment
@@ -76,8 +76,7 @@ def tuning_rows(
         UserError: the data set is not there, or lacks images of the cache.
     """
     if dataset is None:
-        origin = origin_of(cache)
-        dataset = load_dataset(origin.dataset, root=origin.root)
+        dataset = original_images(cache)
     at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
     held = {name: {row: i for i, row in enumerate(split.ids)} for name, split in cache.splits.items()}
     content = {name: np.zeros((len(split.ids), DIGEST_SIZE), np.uint8) for name, split in dataset.splits.items()}

@@ -13,10 +13,10 @@ from featcache import layout
 from featcache.backbones import Backbone
 from featcache.cache import Cache
 from featcache.command_line import Console
-from featcache.datasets import ImageDataset, load_dataset
+from featcache.datasets import ImageDataset
 from featcache.embed_command import default_workers
 from featcache.machine import choose_device
-from featcache.origin import origin_of
+from featcache.origin import original_images
 from finetune.asked_command import plan_of, settings_of
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.holding import check_holding
@@ -121,8 +121,7 @@ def asked_plan(arguments: argparse.Namespace, backbone: Backbone) -> Plan:
 
 def images_of(job: Job) -> TuningRows:
     """The job's rows with their images. Raises UserError where they are gone or differ from what was embedded."""
-    origin = origin_of(job.cache)
-    dataset = load_dataset(origin.dataset, root=origin.root)
+    dataset = original_images(job.cache)
     return tuning_rows(
         job.cache,
         job.rows,

@@ -21,8 +21,8 @@ from featcache.embedding import Embedding
 from finetune import finetune_command
 from finetune.comparison import compare_command
 from heads import fit_head_command
-from heads.serving import export_command, predict_command
 from heads.audit import audit_command
+from heads.serving import export_command, predict_command
 
 #: Flags that make embedding quick: a real backbone with random weights, on few and small images.
 QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--per-class", "6"]

@@ -76,9 +76,7 @@ def test_public_names_are_there() -> None:
         _ = featcache.nothing
 
 
-@pytest.mark.parametrize(
-    "command", ["embed", "fit-head", "finetune", "compare", "predict", "export", "audit", "cache"]
-)
+@pytest.mark.parametrize("command", ["embed", "fit-head", "finetune", "compare", "predict", "export", "audit", "cache"])
 def test_help_answers_at_once(command: str) -> None:
     seconds = []
     for _ in range(3):

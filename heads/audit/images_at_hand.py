@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache import Cache
-from featcache.datasets import ImageDataset, load_dataset
+from featcache.datasets import ImageDataset
 from featcache.images import Pixels
-from featcache.origin import origin_of
+from featcache.origin import original_images
 from heads.audit.audited_rows import AuditedRows
 from heads.standardization import Floats
 
@@ -62,8 +62,7 @@ class ImagesAtHand:
 
 def images_at_hand(cache: Cache, rows: AuditedRows) -> ImagesAtHand:
     """Find the data set again. Raises UserError where it is not there."""
-    origin = origin_of(cache)
-    dataset = load_dataset(origin.dataset, root=origin.root)
+    dataset = original_images(cache)
     at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
     return ImagesAtHand(rows=rows, dataset=dataset, at=at)
 

@@ -30,7 +30,8 @@ class Fitting(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 to (N, 3, S, S) uint8."""
         images = images.permute(0, 3, 1, 2)
-        height, width = images.shape[2], images.shape[3]
+        height: int | SymInt = images.shape[2]
+        width: int | SymInt = images.shape[3]
         if self.squash:
             return self._resized(images, self.size, self.size)
         short = torch.sym_min(height, width)

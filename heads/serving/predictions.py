@@ -68,7 +68,12 @@ class Writer(Protocol):
 
 def writer_of(format_name: str, layout: Layout) -> Writer:
     """The writer of one of ``FORMATS``."""
-    return {"csv": CsvWriter, "jsonl": JsonWriter, "table": TableWriter}[format_name](layout)
+    writers: dict[str, type[CsvWriter | JsonWriter | TableWriter]] = {
+        "csv": CsvWriter,
+        "jsonl": JsonWriter,
+        "table": TableWriter,
+    }
+    return writers[format_name](layout)
 
 
 @dataclass(frozen=True)
