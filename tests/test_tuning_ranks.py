@@ -1,0 +1,183 @@
+"""Fine-tuning by the processes that torchrun starts: one process's result, whoever ends on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+from ranked import CASES, trained
+from test_ranks import ROOT, pid_of_rank, start, start_ranks
+from torch import Tensor, nn
+from tuning import pictures, plan_for, tiny
+
+from featcache.cache import Cache, find_caches
+from featcache.errors import UserError
+from featcache.ranks import Ranks
+from finetune.image_augmentation import Chance, augmented
+from finetune.mixing import mixed
+from finetune.share import Share
+from finetune.synced_norms import check_norms, synced_norms
+from heads.runs import read_run
+
+Run = Callable[..., tuple[int, str, str]]
+EMBED = [*QUICK, "--limit", "test=30", "--device", "cpu", "--precision", "fp32"]
+FLAGS = ["--unfreeze", "layer4", "--bn", "eval", "--val-fraction", "0.2", "--device", "cpu", "--batch-size", "10"]
+FLAGS += ["--trunk-cache", "on", "--storage", "float32"]
+
+
+@pytest.fixture
+def embedded(run: Run, tmp_path: Path) -> Cache:
+    status, _, err = run("embed", *EMBED)
+    assert status == 0, err
+    (cache,) = find_caches(tmp_path / "features")
+    return cache
+
+
+def torchrun(folder: Path, *command: object) -> subprocess.Popen[str]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    return start(folder, *launcher, *command, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Of all weights together, relative to their norm."""
+    names = [name for name, tensor in expected.items() if tensor.is_floating_point()]
+    moved = sum(float((found[name].double() - expected[name]).square().sum()) for name in names)
+    return float((moved / sum(float(expected[name].double().square().sum()) for name in names)) ** 0.5)
+
+
+def test_two_ranks_train_as_one_process_does(tmp_path: Path, embedded: Cache) -> None:
+    """20 steps; and both ranks come to the same bits."""
+    process = torchrun(tmp_path, ROOT / "tests/ranked.py", embedded.path, tmp_path)
+    expected = {case: trained(embedded, case) for case in CASES}
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    for case, (whole, weights) in expected.items():
+        (history, found), (_, other) = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
+        assert all(torch.equal(other[name], tensor) for name, tensor in found.items())
+        bound = 1e-4 if case == "adamw" else 1e-6
+        assert distance(found, weights) <= bound
+        assert whole.history[-1]["train_loss"] < 0.9 * whole.history[0]["train_loss"] or case == "all of it"
+        for entry, told in zip(history, whole.history, strict=True):
+            for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "penalty"):
+                assert entry.get(key) == pytest.approx(told.get(key), rel=1e-4)
+            assert entry["gradients"] == pytest.approx(told["gradients"], rel=1e-3)
+
+
+def parts(mixes: bool = False) -> list[Share]:
+    return [Share(ranks=Ranks(rank=rank, size=3), mixes=mixes) for rank in range(3)]
+
+
+@pytest.mark.parametrize("mix", ["none", "mixup", "cutmix"])
+@pytest.mark.parametrize("n_rows", [3, 7, 12])
+def test_shares_make_up_the_batch(n_rows: int, mix: str) -> None:
+    """Changed and mixed alike, whoever has an image and its neighbour."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (n_rows, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(n_rows) % 5
+
+    def made(augment: str, share: Share) -> tuple[Tensor, Tensor]:
+        places = share.places(n_rows)
+        torch.manual_seed(3)
+        changed = augmented(images[places], augment, chance=Chance(n_rows=n_rows, places=places)).float()
+        inputs, targets = mixed(changed, labels[places], mix=mix, n_classes=5)
+        return share.own(inputs), share.own(targets)
+
+    for augment in ("none", "flip", "crop", "standard", "strong"):
+        whole = made(augment, Share(mixes=mix != "none"))
+        for i, together in enumerate(zip(*(made(augment, share) for share in parts(mix != "none")), strict=True)):
+            torch.testing.assert_close(torch.cat(together), whole[i], rtol=0, atol=1e-4)
+
+
+def test_fewer_images_than_ranks_are_refused() -> None:
+    parts()[0].check(9, 3)
+    with pytest.raises(UserError, match="3 ranks can't share forward passes of 2 images: take a larger --batch-size"):
+        parts()[0].check(8, 3)
+
+
+def test_batch_norm_that_trains_is_synchronised_where_torch_can() -> None:
+    """On GPUs, in thawed stages, by the same weights and statistics; and for the while."""
+    staged = tiny(dropout=0.0)
+    plan = plan_for(staged, unfreeze="last:2", batch_norm="train")
+    inputs = pictures(4).inputs
+    before, state = staged.model(inputs), dict(staged.model.named_parameters()) | dict(staged.model.named_buffers())
+    two = Ranks(size=2)
+    with pytest.raises(UserError, match="take --bn eval, or one process"):
+        check_norms(staged, plan, device=torch.device("cpu"), ranks=two)
+    check_norms(staged, plan_for(staged, unfreeze="last:2"), device=torch.device("cpu"), ranks=two)
+
+    def kinds() -> list[type[nn.Module]]:
+        return [type(staged.model.get_submodule(f"{name}.1")) for name in ("conv1", "layer1", "layer2", "layer3")]
+
+    with synced_norms(staged, plan, device=torch.device("cuda"), ranks=two):
+        assert kinds() == [nn.BatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.SyncBatchNorm]
+        now = dict(staged.model.named_parameters()) | dict(staged.model.named_buffers())
+        assert all(now[name] is tensor for name, tensor in state.items())
+        assert torch.equal(staged.part(0, None)(inputs), before)
+    assert kinds() == [nn.BatchNorm2d] * 4
+
+
+def test_the_command_by_two_ranks(run: Run, tmp_path: Path, embedded: Cache) -> None:
+    """One object on stdout, the run of one process, and who ends is told of, with how to go on."""
+    flags = [*FLAGS, "--epochs", "3", "--augment", "none", "--record-test-curve", "--json"]
+    process = torchrun(tmp_path, ROOT / "bin/finetune", *flags, "--name", "two")
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    status, alone, err = run("finetune", *flags, "--name", "one")
+    assert status == 0, err
+    found, expected = json.loads(out), json.loads(alone)
+    assert (found["cost"]["ranks"], expected["cost"]["ranks"]) == (2, 1)
+    assert found["selection"]["how"] == expected["selection"]["how"]
+    assert found["frozen_sha256"] == expected["frozen_sha256"]
+    assert found["trunk_cache"]["fingerprint"] == expected["trunk_cache"]["fingerprint"]
+    runs = [read_run(tmp_path / "runs" / name) for name in ("two", "one")]
+    for part, values in runs[1].predictions.items():
+        if part.endswith("scores"):
+            np.testing.assert_allclose(runs[0].predictions[part], values, rtol=1e-2, atol=1e-2)
+        else:
+            np.testing.assert_array_equal(runs[0].predictions[part], values)
+    assert not list((tmp_path / "runs").glob(".*"))
+
+
+def test_a_rank_that_is_killed_costs_what_was_not_kept(run: Run, tmp_path: Path, embedded: Cache) -> None:
+    flags = [*FLAGS, "--epochs", "40"]
+    process = torchrun(tmp_path, ROOT / "bin/finetune", *flags)
+    while not list((tmp_path / "runs").glob(".unfinished-*/chosen.pt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(pid_of_rank(process, 1), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (told,) = [line for line in err.splitlines() if line.startswith("finetune: error: ")]
+    assert told.startswith("finetune: error: rank 0: another rank ended before its work was done; ")
+    assert "with --resume to go on" in told
+    status, out, err = run("finetune", *flags, "--resume")  # by as many as one likes
+    assert status == 0, err
+    assert "going on with the unfinished training" in out
+    assert "epoch 1/40, " not in out
+
+
+def test_ranks_with_other_flags_are_refused_by_name(tmp_path: Path, embedded: Cache) -> None:
+    code = f"""
+import os, sys
+from finetune import finetune_command
+sys.exit(finetune_command.main([*{FLAGS!r}, "--lr", "0.01" + os.environ["RANK"]]))
+"""
+    ranks = start_ranks(tmp_path, 2, "-c", code)
+    (_, first), (_, other) = (rank.communicate(timeout=100) for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert other.startswith(
+        "finetune: error: rank 1: this rank's rows, weights or settings differ from the first one's"
+    )
+    assert (
+        "finetune: error: rank 0: another rank ended before its work was done; nothing to go on with was kept" in first
+    )
+    assert not list((tmp_path / "runs").glob(".*"))
