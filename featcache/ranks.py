@@ -192,7 +192,7 @@ def _exchange(tensors: Iterable[Tensor], how: Callable[[Tensor], object]) -> Non
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])
         with _reached():
             how(flat)
-        for tensor, values in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+        for tensor, values in zip(alike, flat.split_with_sizes([tensor.numel() for tensor in alike]), strict=True):
             tensor.copy_(values.view(tensor.shape))
 
 

@@ -36,7 +36,8 @@ def synced_norms(staged: StagedModel, plan: Plan, *, device: torch.device, ranks
     check_norms(staged, plan, device=device, ranks=ranks)
     own = {} if ranks.is_alone else _training_norms(staged, plan)
     for name, layer in own.items():
-        staged.model.set_submodule(name, nn.SyncBatchNorm.convert_sync_batchnorm(layer))
+        synced = nn.SyncBatchNorm.convert_sync_batchnorm(layer)  # type: ignore[no-untyped-call]
+        staged.model.set_submodule(name, synced)
     try:
         yield
     finally:
@@ -49,7 +50,7 @@ def _training_norms(staged: StagedModel, plan: Plan) -> dict[str, nn.Module]:
     if plan.batch_norm == "eval":
         return {}
     within = [name for stage in staged.stages if stage.name in plan.trained for name in stage.modules]
-    layers = {}
+    layers: dict[str, nn.Module] = {}
     for name, module in staged.model.named_modules():
         inside = any(name == outer or name.startswith(f"{outer}.") for outer in within)
         if inside and isinstance(module, _BatchNorm):
