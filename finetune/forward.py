@@ -105,7 +105,8 @@ def scores_of(forward: Forward, source: Source, *, batch_size: int, ranks: Ranks
     found = [torch.empty(0, forward.n_classes)]
     with torch.no_grad():
         found += [forward(inputs).cpu() for inputs in source.batches(groups[ranks.part(len(groups))], augment=False)]
-    scores: NDArray[np.float32] = ranks.gather_rows(torch.cat(found).numpy().view(np.uint8)).view(np.float32)
+    gathered = ranks.gather_rows(torch.cat(found).numpy().view(np.uint8))
+    scores: NDArray[np.float32] = np.array(gathered).view(np.float32)  # a copy: what was gathered can't be written to
     if not np.isfinite(scores).all():
         raise UserError("the model's scores are not finite: take a lower --lr, --clip 1, or fp32")
     return scores
