@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import QUICK
 from ranked import CASES, trained
-from test_ranks import ROOT, pid_of_rank, start, start_ranks
+from test_ranks import ROOT, pid_of_rank, start
 from torch import Tensor, nn
 from tuning import pictures, plan_for, tiny
 
@@ -26,6 +26,7 @@ from finetune.image_augmentation import Chance, augmented
 from finetune.mixing import mixed
 from finetune.share import Share
 from finetune.synced_norms import check_norms, synced_norms
+from finetune.tuned_run import TEST_CURVE
 from heads.runs import read_run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -60,12 +61,12 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path, embedded: Cache) ->
     expected = {case: trained(embedded, case) for case in CASES}
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    for case, (whole, weights) in expected.items():
+    for case, (whole, began, weights) in expected.items():
         (history, found), (_, other) = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
         assert all(torch.equal(other[name], tensor) for name, tensor in found.items())
-        bound = 1e-4 if case == "adamw" else 1e-6
+        bound = 1e-5 if case == "adamw" else 1e-6
         assert distance(found, weights) <= bound
-        assert whole.history[-1]["train_loss"] < 0.9 * whole.history[0]["train_loss"] or case == "all of it"
+        assert distance(began, weights) > 100 * bound  # it did move
         for entry, told in zip(history, whole.history, strict=True):
             for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "penalty"):
                 assert entry.get(key) == pytest.approx(told.get(key), rel=1e-4)
@@ -126,29 +127,8 @@ def test_batch_norm_that_trains_is_synchronised_where_torch_can() -> None:
 
 
 def test_the_command_by_two_ranks(run: Run, tmp_path: Path, embedded: Cache) -> None:
-    """One object on stdout, the run of one process, and who ends is told of, with how to go on."""
-    flags = [*FLAGS, "--epochs", "3", "--augment", "none", "--record-test-curve", "--json"]
-    process = torchrun(tmp_path, ROOT / "bin/finetune", *flags, "--name", "two")
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    status, alone, err = run("finetune", *flags, "--name", "one")
-    assert status == 0, err
-    found, expected = json.loads(out), json.loads(alone)
-    assert (found["cost"]["ranks"], expected["cost"]["ranks"]) == (2, 1)
-    assert found["selection"]["how"] == expected["selection"]["how"]
-    assert found["frozen_sha256"] == expected["frozen_sha256"]
-    assert found["trunk_cache"]["fingerprint"] == expected["trunk_cache"]["fingerprint"]
-    runs = [read_run(tmp_path / "runs" / name) for name in ("two", "one")]
-    for part, values in runs[1].predictions.items():
-        if part.endswith("scores"):
-            np.testing.assert_allclose(runs[0].predictions[part], values, rtol=1e-2, atol=1e-2)
-        else:
-            np.testing.assert_array_equal(runs[0].predictions[part], values)
-    assert not list((tmp_path / "runs").glob(".*"))
-
-
-def test_a_rank_that_is_killed_costs_what_was_not_kept(run: Run, tmp_path: Path, embedded: Cache) -> None:
-    flags = [*FLAGS, "--epochs", "12"]
+    """One is killed, and told of with how to go on; gone on with, the run is that of one process."""
+    flags = [*FLAGS, "--epochs", "4", "--record-test-curve"]
     process = torchrun(tmp_path, ROOT / "bin/finetune", *flags)
     while not list((tmp_path / "runs").glob(".unfinished-*/chosen.pt")):
         assert process.poll() is None, process.communicate()
@@ -159,25 +139,23 @@ def test_a_rank_that_is_killed_costs_what_was_not_kept(run: Run, tmp_path: Path,
     (told,) = [line for line in err.splitlines() if line.startswith("finetune: error: ")]
     assert told.startswith("finetune: error: rank 0: another rank ended before its work was done; ")
     assert "with --resume to go on" in told
-    status, out, err = run("finetune", *flags, "--resume")  # by as many as one likes
+    process = torchrun(tmp_path, ROOT / "bin/finetune", *flags, "--name", "two", "--resume", "--json")
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert "going on with the unfinished training" in err
+    assert "epoch 1/4, layer4" not in err.replace("refit, epoch", "")
+    status, alone, err = run("finetune", *flags, "--name", "one", "--json")
     assert status == 0, err
-    assert "going on with the unfinished training" in out
-    assert "epoch 1/12, " not in out
-
-
-def test_ranks_with_other_flags_are_refused_by_name(tmp_path: Path, embedded: Cache) -> None:
-    code = f"""
-import os, sys
-from finetune import finetune_command
-sys.exit(finetune_command.main([*{FLAGS!r}, "--lr", "0.01" + os.environ["RANK"]]))
-"""
-    ranks = start_ranks(tmp_path, 2, "-c", code)
-    (_, first), (_, other) = (rank.communicate(timeout=100) for rank in ranks)
-    assert [rank.returncode for rank in ranks] == [1, 1]
-    assert other.startswith(
-        "finetune: error: rank 1: this rank's rows, weights or settings differ from the first one's"
-    )
-    assert (
-        "finetune: error: rank 0: another rank ended before its work was done; nothing to go on with was kept" in first
-    )
+    found, expected = json.loads(out), json.loads(alone)  # one object and nothing else
+    assert (found["cost"]["ranks"], expected["cost"]["ranks"]) == (2, 1)
+    assert found["selection"]["how"] == expected["selection"]["how"]
+    assert found["frozen_sha256"] == expected["frozen_sha256"]
+    assert found["test_curve"] == TEST_CURVE
+    assert found["trunk_cache"]["fingerprint"] == expected["trunk_cache"]["fingerprint"]
+    runs = [read_run(tmp_path / "runs" / name) for name in ("two", "one")]
+    for part, values in runs[1].predictions.items():
+        if part.endswith("scores"):
+            np.testing.assert_allclose(runs[0].predictions[part], values, rtol=1e-2, atol=1e-2)
+        else:
+            np.testing.assert_array_equal(runs[0].predictions[part], values)
     assert not list((tmp_path / "runs").glob(".*"))
