@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from making import Stop
 from torch import nn
 from trained import assert_same, stop_at
-from tuning import CPU, pictures, plan_for, quick, tiny, weights_of
+from tuning import CPU, TensorSource, pictures, plan_for, quick, tiny, weights_of
 
 from featcache.cache import Cache
 from featcache.datasets import load_dataset
@@ -110,6 +110,33 @@ def test_it_keeps_the_answers_and_goes_on_to_the_same_bits(tmp_path: Path, monke
             quick(first, plan, terms=[rehearsal(first, 30.0)], on_epoch=stop_at(epoch), **where)
         quick(second, plan, terms=[rehearsal(second, 30.0)], resume=True, **where)
         assert_same(weights_of(second), models[1])
+
+
+def test_an_epochs_images_are_asked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they can be read ahead; and they are those that a step by itself would get."""
+    staged = tiny(dropout=0.0)
+    plan = plan_for(staged, unfreeze="all")
+    with torch.no_grad():
+        start = rehearsed(staged)
+        staged.model.get_parameter("conv1.0.weight").add_(0.1)
+    thawed = thaw(staged, plan, plan.phases[0])
+
+    def fresh() -> Rehearsal:
+        return Rehearsal(staged, own_head(), start, weight=1.0, settings=Settings(batch_size=8), device=CPU)
+
+    places = [(epoch, step) for epoch in range(2) for step in range(3)]
+    alone = [float(fresh()(thawed, epoch=epoch, step=step, n_steps=step + 1).detach()) for epoch, step in places]
+    asked: list[int] = []
+    right = TensorSource.batches
+
+    def batches(self: TensorSource, rows: Any, **more: Any) -> Any:
+        asked.append(len(rows))
+        return right(self, rows, **more)
+
+    monkeypatch.setattr(TensorSource, "batches", batches)
+    term = fresh()
+    assert [float(term(thawed, epoch=epoch, step=step, n_steps=3).detach()) for epoch, step in places] == alone
+    assert asked == [3, 3]
 
 
 def test_images_stand_beside_their_features(cache: Cache, folder: Path, embed: Callable[..., Embedding]) -> None:
