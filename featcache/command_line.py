@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from featcache.errors import UsageError, UserError
+from featcache.errors import RankEndedError, UsageError, UserError
 from featcache.printable import printable
 from featcache.ranks import ALONE, Ranks
 from featcache.subset import Subset
@@ -218,7 +218,7 @@ def run(
     Args:
         command: does the work and returns the JSON object.
         argv: the flags; None takes the process's.
-        on_interrupt: how to go on after Ctrl-C.
+        on_interrupt: how to go on after Ctrl-C, and where another rank ended, unless the exception itself says it.
         ranks: the processes that run the command together, of which the first tells; an error is told by who has it.
         stdout_is_data: whether the command itself writes to stdout, so that notes go to stderr.
     """
@@ -242,10 +242,12 @@ def run(
 def _message(error: BaseException, on_interrupt: str) -> str:
     """What an error comes to in one line."""
     text = printable(" ".join(str(error).split()))
+    if isinstance(error, RankEndedError):
+        return f"another rank ended before its work was done; {text or on_interrupt}"
     if isinstance(error, UserError):
         return text
     if isinstance(error, KeyboardInterrupt):
-        return f"interrupted; {on_interrupt}"
+        return f"interrupted; {text or on_interrupt}"
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: run pip install -e . in featcache's folder"
     return f"{type(error).__name__}: {text[:200]} (run with --debug for the traceback)"
