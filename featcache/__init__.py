@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone, load_backbone
     from featcache.cache import Cache, find_caches
     from featcache.datasets import ImageDataset, load_dataset
+    from featcache.embedder import Embedder
     from featcache.embedding import Embedding
     from featcache.errors import CacheError, UsageError, UserError
     from featcache.preprocessing import Preprocessing
@@ -27,6 +28,7 @@ _HOMES = {
     "find_caches": "cache",
     "ImageDataset": "datasets",
     "load_dataset": "datasets",
+    "Embedder": "embedder",
     "Embedding": "embedding",
     "CacheError": "errors",
     "UsageError": "errors",
@@ -41,6 +43,7 @@ __all__ = [
     "Backbone",
     "Cache",
     "CacheError",
+    "Embedder",
     "Embedding",
     "ImageDataset",
     "Preprocessing",

@@ -66,37 +66,65 @@ class BatchReader:
         when it is asked for. With ``pin_memory`` a GPU can fetch them while it computes.
         """
 
-        def read(index: int, stop: threading.Event) -> Batch:
-            return self._read(*self.groups[index], pin_memory, stop)
+        def read(group: tuple[str, NDArray[np.int64]], stop: threading.Event) -> Batch:
+            return self._read(*group, pin_memory, stop)
 
-        return read_ahead(read, len(self), workers=workers)
+        return read_ahead(read, self.groups, workers=workers)
 
     def _read(self, split: str, rows: NDArray[np.int64], pin_memory: bool, stop: threading.Event) -> Batch:
-        parts: list[Tensor] = []
-        digests: list[NDArray[np.uint8]] = []
-        damaged: dict[int, str] = {}
-        seconds = {"decode": 0.0, "resize": 0.0}
-        done = 0
-        while done < len(rows):
-            begun = perf_counter()
-            read = _read_some(self.images[split], rows[done:], stop)
-            decoded = perf_counter()
-            parts.append(views(read.pixels, read.digests, self.preprocessing, self.augmentation))
-            seconds["decode"] += decoded - begun
-            seconds["resize"] += perf_counter() - decoded
-            digests.append(read.digests)
-            damaged |= {done + position: message for position, message in read.damaged.items()}
-            done += len(read.pixels)
-        changed = np.flatnonzero((np.concatenate(digests) != self.content[split][rows]).any(axis=1))
-        images = parts[0] if len(parts) == 1 else _concatenated(parts, axis=0)
+        read = read_views(self.images[split], rows, self.preprocessing, self.augmentation, stop)
+        changed = np.flatnonzero((read.digests != self.content[split][rows]).any(axis=1))
         return Batch(
             split=split,
             rows=rows,
-            images=images.pin_memory() if pin_memory else images,
-            damaged=damaged,
+            images=read.images.pin_memory() if pin_memory else read.images,
+            damaged=read.damaged,
             changed=int(rows[changed[0]]) if len(changed) else None,
-            seconds=seconds,
+            seconds=read.seconds,
         )
+
+
+@dataclass(frozen=True)
+class ReadViews:
+    """Some rows of ``images`` as the network sees them.
+
+    Attributes:
+        images: (n, V, 1 or 3, S, S) uint8, as in `Batch`.
+        digests: (n, 16) uint8 of their bytes; zeros where they can't be read.
+        damaged, seconds: as in `Batch`.
+    """
+
+    images: Tensor
+    digests: NDArray[np.uint8]
+    damaged: dict[int, str]
+    seconds: Mapping[str, float]
+
+
+def read_views(
+    source: Images,
+    rows: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None,
+    stop: threading.Event,
+) -> ReadViews:
+    """Read, decode and resize some rows. Raises CancelledError where ``stop`` is set meanwhile."""
+    parts: list[Tensor] = []
+    digests: list[NDArray[np.uint8]] = []
+    damaged: dict[int, str] = {}
+    seconds = {"decode": 0.0, "resize": 0.0}
+    done = 0
+    while done < len(rows):
+        begun = perf_counter()
+        read = _read_some(source, rows[done:], stop)
+        decoded = perf_counter()
+        parts.append(views(read.pixels, read.digests, preprocessing, augmentation))
+        seconds["decode"] += decoded - begun
+        seconds["resize"] += perf_counter() - decoded
+        digests.append(read.digests)
+        damaged |= {done + position: message for position, message in read.damaged.items()}
+        done += len(read.pixels)
+    images = parts[0] if len(parts) == 1 else _concatenated(parts, axis=0)
+    return ReadViews(images, np.concatenate(digests), damaged, seconds)
 
 
 def _read_some(source: Images, rows: NDArray[np.int64], stop: threading.Event) -> ReadImages:

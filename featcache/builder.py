@@ -112,8 +112,10 @@ class CacheBuilder:
 
     def _opened_splits(self) -> dict[str, CachedSplit]:
         """The splits as they lie in the file now; what they read of it once, they keep."""
-        sizes = {"block_rows": self.plan.block_rows, "n_classes": len(self.plan.class_names)}
-        return {name: CachedSplit(name, self._stored[name], **sizes) for name in self.plan.splits}
+        rows, names = self.plan.block_rows, self.plan.class_names
+        return {
+            name: CachedSplit(name, self._stored[name], block_rows=rows, class_names=names) for name in self.plan.splits
+        }
 
     def look(self) -> bool:
         """Compare every block with its checksum: whether some have none, or do not match theirs.

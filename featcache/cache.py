@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from featcache import acceptance, layout
-from featcache.cached_split import CachedSplit, Damage
+from featcache.cached_split import CachedSplit
+from featcache.damage import Damage
 from featcache.errors import CacheError
 from featcache.fields import checked_encoder, checked_provenance
 from featcache.stored import CacheFile, Stored
@@ -160,7 +161,10 @@ def _cache(
         provenance=provenance,
         splits={
             name: CachedSplit(
-                name, data_sets[name], block_rows=attributes["block_rows"], n_classes=len(attributes["class_names"])
+                name,
+                data_sets[name],
+                block_rows=attributes["block_rows"],
+                class_names=tuple(attributes["class_names"]),
             )
             for name in structure.splits
         },

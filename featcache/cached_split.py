@@ -5,35 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache import layout
+from featcache.damage import Damage
 from featcache.errors import CacheError
 from featcache.stored import Stored
+
+if TYPE_CHECKING:
+    import pandas
+
+    from featcache.torch_data import CachedDataset
 
 Array = NDArray[Any]
 
 #: All of a split is read by up to so many threads, each of which has this many bytes to read at least.
-MAX_THREADS = 4
-THREAD_BYTES = 1 << 24
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A block that does not match its checksum: rows ``start`` to ``stop`` - 1 of a split's data set."""
-
-    split: str
-    data_set: str
-    start: int
-    stop: int
-
-    def __str__(self) -> str:
-        return f"/{self.split}/{self.data_set}, rows {self.start} to {self.stop - 1}, do not match their checksum"
+MAX_THREADS, THREAD_BYTES = 4, 1 << 24
 
 
 class CachedSplit:
@@ -41,26 +32,28 @@ class CachedSplit:
 
     Attributes:
         name: ``train``, ``val`` or ``test``.
+        class_names: by label.
         row_shape: of one row's features: (D,) or (C, H, W), with views (V, D) or (V, C, H, W).
         features: (N, *row_shape) float16 or float32, mapped, not checked; ``read`` and ``load`` check.
         labels: (N,) int64, -1 where unlabelled.
         ids: (N,) relative paths or indices, unique in the split.
         content: (N, 16) uint8 digests of the source bytes.
         status: (N,) uint8, 0 where the row has features.
-        origin: (N,) uint8, 0 where the row was embedded for this file, else which of the provenance's ``reused`` caches
-            it was copied from, counted from 1.
+        origin: (N,) uint8, 0 where embedded for this file, else from which of the provenance's ``reused``, from 1 on.
         errors: by id, why a row has none (the first 1,024 of them).
     """
 
-    def __init__(self, name: str, stored: Mapping[str, Stored], *, block_rows: int, n_classes: int) -> None:
+    def __init__(
+        self, name: str, stored: Mapping[str, Stored], *, block_rows: int, class_names: tuple[str, ...]
+    ) -> None:
         self.name = name
         self.stored = stored
         self.block_rows = block_rows
-        self.n_classes = n_classes
+        self.class_names = class_names
         self.row_shape = stored["features"].shape[1:]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: vars(self)[key] for key in ("name", "stored", "block_rows", "n_classes", "row_shape")}
+        return {key: vars(self)[key] for key in ("name", "stored", "block_rows", "class_names", "row_shape")}
 
     def __len__(self) -> int:
         return self.stored["labels"].shape[0]
@@ -76,9 +69,10 @@ class CachedSplit:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         labels = self._whole("labels")
-        if len(labels) and not (labels.min() >= -1 and labels.max() < self.n_classes):
+        if len(labels) and not (labels.min() >= -1 and labels.max() < len(self.class_names)):
             where = f"{self.stored['labels'].file.path}: /{self.name}/labels"
-            raise CacheError(f"{where} go from {labels.min()} to {labels.max()}; there are {self.n_classes} classes")
+            n_classes = len(self.class_names)
+            raise CacheError(f"{where} go from {labels.min()} to {labels.max()}; there are {n_classes} classes")
         return labels
 
     @cached_property
@@ -121,6 +115,18 @@ class CachedSplit:
     def usable(self) -> NDArray[np.int64]:
         """Indices of the rows that have features and a label."""
         return np.flatnonzero((self.status == layout.OK) & (self.labels >= 0))
+
+    def torch_dataset(self, rows: NDArray[np.int64] | None = None) -> CachedDataset:
+        """The usable rows, or those given, as a torch Dataset of (features, label)."""
+        from featcache.torch_data import CachedDataset
+
+        return CachedDataset(self, rows)
+
+    def to_pandas(self, *, features: bool = False) -> pandas.DataFrame:
+        """All rows as a DataFrame by id: label, class, status, content, and the features, if wanted, NaN where none."""
+        from featcache.tables import data_frame
+
+        return data_frame(self, features=features)
 
     def load(self, rows: NDArray[np.int64] | None = None, *, check: bool = True) -> NDArray[np.float32]:
         """Like ``read``, in float32."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from featcache.errors import UsageError, UserError
+from featcache.errors import RankEndedError, UsageError, UserError
 from featcache.printable import printable
 from featcache.ranks import ALONE, Ranks
 from featcache.subset import Subset
@@ -89,17 +89,20 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 class Console:
-    """Where a command tells things: notes on stdout, or on stderr where stdout is for JSON; ``quiet`` tells nothing."""
+    """Where a command tells things: notes on stdout, or on stderr where stdout is for JSON or, by ``stdout_is_data``,
+    for other data; ``quiet`` tells nothing.
+    """
 
-    def __init__(self, *, json_wanted: bool, quiet: bool = False) -> None:
+    def __init__(self, *, json_wanted: bool, quiet: bool = False, stdout_is_data: bool = False) -> None:
         self.json_wanted = json_wanted
         self.quiet = quiet
+        self.notes_on_stderr = json_wanted or stdout_is_data
 
     def note(self, text: str) -> None:
         """A line for the user; what a terminal could act on is spelled out, for files may hold anything."""
         if self.quiet:
             return
-        print(printable(text), file=sys.stderr if self.json_wanted else sys.stdout, flush=True)
+        print(printable(text), file=sys.stderr if self.notes_on_stderr else sys.stdout, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; its first column is aligned left, the others right. Texts are spelled out as in ``note``."""
@@ -115,7 +118,7 @@ class Console:
             table.add_column(Text(printable(column)), justify="right" if i else "left", no_wrap=True)
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        stream = sys.stderr if self.json_wanted else sys.stdout
+        stream = sys.stderr if self.notes_on_stderr else sys.stdout
         # as wide as its cells ask for: a terminal wraps a line that is too long, cells that are cut tell nothing
         natural = RichConsole(width=10_000).measure(table).maximum
         RichConsole(file=stream, width=natural, highlight=False).print(table)
@@ -208,17 +211,19 @@ def run(
     *,
     on_interrupt: str,
     ranks: Ranks = ALONE,
+    stdout_is_data: bool = False,
 ) -> int:
     """Parse the flags, run the command, and turn its end into an exit status.
 
     Args:
         command: does the work and returns the JSON object.
         argv: the flags; None takes the process's.
-        on_interrupt: how to go on after Ctrl-C.
+        on_interrupt: how to go on after Ctrl-C, and where another rank ended, unless the exception itself says it.
         ranks: the processes that run the command together, of which the first tells; an error is told by who has it.
+        stdout_is_data: whether the command itself writes to stdout, so that notes go to stderr.
     """
     arguments = parser.parse_args(argv)
-    console = Console(json_wanted=arguments.json, quiet=not ranks.is_first)
+    console = Console(json_wanted=arguments.json, quiet=not ranks.is_first, stdout_is_data=stdout_is_data)
     try:
         with _terminated_as_interrupted():
             console.result(command(arguments, console))
@@ -237,10 +242,12 @@ def run(
 def _message(error: BaseException, on_interrupt: str) -> str:
     """What an error comes to in one line."""
     text = printable(" ".join(str(error).split()))
+    if isinstance(error, RankEndedError):
+        return f"another rank ended before its work was done; {text or on_interrupt}"
     if isinstance(error, UserError):
         return text
     if isinstance(error, KeyboardInterrupt):
-        return f"interrupted; {on_interrupt}"
+        return f"interrupted; {text or on_interrupt}"
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: run pip install -e . in featcache's folder"
     return f"{type(error).__name__}: {text[:200]} (run with --debug for the traceback)"

@@ -16,6 +16,10 @@ class CacheError(UserError):
     """A cache file is absent, damaged, unfinished, or holds something else than what was asked for."""
 
 
+class RankEndedError(UserError):
+    """Another of the processes that work together has ended. Its text says how to go on, where that is known."""
+
+
 def missing_extra(package: str, extra: str) -> UserError:
     """The error for an optional dependency that is not installed; names the extra that brings it."""
     return UserError(f"{package} is not installed: pip install 'featcache[{extra}]'")

@@ -51,7 +51,7 @@ def fill(builder: CacheBuilder, work: Embedding, on_progress: Callable[[int, int
         for _ in builder.copy():
             on_progress(builder.done, rows)
         begun = time.perf_counter()
-        for batch in _batches(work, builder.groups(work.group_rows), filled):
+        for batch in batches(work, builder.groups(work.group_rows), filled):
             features = work.passes.features(batch.images)
             computed = time.perf_counter()
             filled.embedded += _put(builder, work, batch, features)
@@ -63,7 +63,7 @@ def fill(builder: CacheBuilder, work: Embedding, on_progress: Callable[[int, int
     return filled
 
 
-def _batches(work: Embedding, groups: list[tuple[str, NDArray[np.int64]]], filled: Filled) -> Iterator[Batch]:
+def batches(work: Embedding, groups: list[tuple[str, NDArray[np.int64]]], filled: Filled) -> Iterator[Batch]:
     """Each group as read."""
     reader = BatchReader(
         images={name: split.images for name, split in work.dataset.splits.items()},
@@ -92,12 +92,17 @@ def _put(builder: CacheBuilder, work: Embedding, batch: Batch, features: NDArray
     if batch.damaged and work.strict:
         position, message = min(batch.damaged.items())
         raise UserError(f"{ids[position]}: {message}; mend or remove it, or go without --strict")
+    status, reasons = fate(batch, features)
+    errors = {ids[position]: reason for position, reason in reasons.items()}
+    return builder.put(batch.split, batch.rows, work.passes.stored(features), status, errors)
+
+
+def fate(batch: Batch, features: NDArray[np.float32]) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """The status of each row of a batch, (n,), and why rows have no features, by position; these become zeros."""
     status = np.full(len(features), layout.OK, np.uint8)
     flat = features.reshape(len(features), -1)
     status[~np.isfinite(flat).all(axis=1)] = layout.NOT_FINITE
     status[list(batch.damaged)] = layout.DAMAGED
     features[status != layout.OK] = 0
     not_finite = np.flatnonzero(status == layout.NOT_FINITE).tolist()
-    errors = {ids[position]: layout.STATUS_NAMES[layout.NOT_FINITE] for position in not_finite}
-    errors |= {ids[position]: message for position, message in batch.damaged.items()}
-    return builder.put(batch.split, batch.rows, work.passes.stored(features), status, errors)
+    return status, dict.fromkeys(not_finite, layout.STATUS_NAMES[layout.NOT_FINITE]) | batch.damaged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,15 @@ def _classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, list
 
 
 def _images(root: Path, folder: Path, left_out: Counter[str]) -> list[str]:
-    found = []
+    return [_id(path.relative_to(root)) for path in image_files(folder, left_out)]
+
+
+def image_files(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """The image files in a folder and below it, by their names alone, sorted within each folder.
+
+    Hidden ones are passed over, others are counted in ``left_out`` by their ending. Links are followed, each folder
+    once.
+    """
     seen = set()
     for where, inner, names in os.walk(folder, followlinks=True):
         if os.path.realpath(where) in seen:  # a link that leads back
@@ -104,8 +113,7 @@ def _images(root: Path, folder: Path, left_out: Counter[str]) -> list[str]:
             if path.suffix.lower() not in SUFFIXES:
                 left_out[path.suffix.lower()] += 1
                 continue
-            found.append(_id(path.relative_to(root)))
-    return found
+            yield path
 
 
 def _id(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Torchrun's environment in; which of its processes this one is, and what they tell one another, out.
 
-They talk JSON and bytes over gloo, so that CPUs and GPUs of any make do. A process that runs alone tells itself, and
-needs no torch for it.
+They talk JSON and bytes over gloo, so that CPUs and GPUs of any make do; tensors that lie on GPUs go over NCCL where
+each rank has one. A process that runs alone tells itself, and needs no torch for it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import UserError
+from featcache.errors import RankEndedError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,16 +67,22 @@ class Ranks:
         return self.size == 1
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Connect all ranks for the while. Raises UserError where they can't reach each other."""
+    def joined(self, *, tensors: bool = False) -> Iterator[None]:
+        """Connect all ranks for the while; ``tensors`` says whether GPUs' tensors will go between them.
+
+        Raises:
+            UserError: they can't reach each other.
+        """
         if self.is_alone:
             yield
             return
+        import torch
         import torch.distributed as dist
 
+        own_gpus = dist.is_nccl_available() and torch.cuda.device_count() >= self.local_size
         try:
             with _stdout_on_stderr():
-                dist.init_process_group("gloo", timeout=PATIENCE)
+                dist.init_process_group("cpu:gloo,cuda:nccl" if tensors and own_gpus else "gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
@@ -124,6 +131,20 @@ class Ranks:
         data = b"".join(self._gather_bytes(np.ascontiguousarray(rows).tobytes()))
         return np.frombuffer(data, np.uint8).reshape(-1, rows.shape[1])
 
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Put the sum over all ranks, the same bits on each, in the place of each tensor; all on one device."""
+        if not self.is_alone:
+            import torch.distributed as dist
+
+            _exchange(tensors, dist.all_reduce)
+
+    def take_over(self, tensors: Iterable[Tensor]) -> None:
+        """Put the first rank's values in the place of each tensor; all on one device."""
+        if not self.is_alone:
+            import torch.distributed as dist
+
+            _exchange(tensors, partial(dist.broadcast, src=0))
+
     def part(self, count: int) -> slice:
         """This rank's part of so many things in a row."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -160,15 +181,28 @@ class Ranks:
 ALONE = Ranks()
 
 
+def _exchange(tensors: Iterable[Tensor], how: Callable[[Tensor], object]) -> None:
+    """All tensors of a type together: each by itself would wait for every rank."""
+    import torch
+
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor.detach())
+    for alike in by_type.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        with _reached():
+            how(flat)
+        for tensor, values in zip(alike, flat.split_with_sizes([tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(values.view(tensor.shape))
+
+
 @contextmanager
 def _reached() -> Iterator[None]:
     """What gloo says of a connection that was closed, in one line."""
     try:
         yield
     except RuntimeError as error:
-        raise UserError(
-            "another rank ended before its work was done; what is done is kept: run the same command to go on"
-        ) from error
+        raise RankEndedError from error
 
 
 @contextmanager

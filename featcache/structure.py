@@ -70,8 +70,8 @@ def read_structure(path: Path) -> Structure:
         n_bytes = _size(path)
         members = _members(path, file)
         splits = {name: members[name] for name in layout.SPLITS if name in members}
-        if set(members) != {"provenance", "canary", *splits} or not {"train", "test"} <= set(splits):
-            expected = "/provenance, /canary, /train, /test and at most /val"
+        if set(members) != {"provenance", "canary", *splits} or "train" not in splits:
+            expected = "/provenance, /canary, /train and at most /test and /val"
             raise CacheError(f"{path}: expected {expected}, found {_few(members)}")
         provenance = members["provenance"]
         _check(path, provenance, "provenance", h5py.string_dtype("utf-8", layout.PROVENANCE_SIZE), ())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.command_line import Parser, add_subset_flags, names, new_parser, subset_of
 from featcache.errors import CacheError, UsageError
 from finetune.forgetting_command import add_forgetting_flags, check_forgetting_flags, forgetting_settings
+from heads.excluding_command import add_exclude_flag, exclusion_of
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Train a backbone on the images of a cache: its head alone, some of its stages, or all of it. The data
 set, rows, backbone and weights are those of the newest cache. The epoch is chosen on validation rows, the model is
-trained again on train and validation, and the test rows are scored once."""
+trained again on train and validation, and the test rows are scored once. Processes that torchrun starts share each
+batch."""
 
 
 #: What ``--lr`` takes for a range test.
@@ -57,7 +59,8 @@ def new_finetune_parser() -> Parser:
     train.add_argument("--optimizer", choices=("adamw", "adam", "sgd"), default="adamw", help="(adamw)")
     train.add_argument("--momentum", type=float, default=0.9, metavar="M", help="of sgd (0.9)")
     train.add_argument("--weight-decay", type=float, metavar="W", help="(adamw 0.01, adam 0, sgd 1e-4)")
-    train.add_argument("--batch-size", type=_batch_size, default=None, help="images a forward pass, or auto (32)")
+    train.add_argument("--batch-size", type=_batch_size, default=None,
+                       help="images a forward pass, of all ranks together, or auto (32)")  # fmt: skip
     train.add_argument("--accumulate", type=int, default=1, metavar="N", help="forward passes a step (1)")
     train.add_argument(
         "--augment", choices=("none", "flip", "crop", "standard", "strong"), default="none", help="preset (none)"
@@ -68,6 +71,8 @@ def new_finetune_parser() -> Parser:
     train.add_argument("--ema", type=float, metavar="D", help="score and keep a running average of the weights")
     train.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
     train.add_argument("--no-refit", action="store_true", help="keep the model that was trained without validation")
+    train.add_argument("--record-test-curve", action="store_true", help="score the test rows after every epoch too, "
+                       "for the history and its picture; used for nothing")  # fmt: skip
     add_forgetting_flags(parser)
     work = parser.add_argument_group("work")
     work.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
@@ -97,6 +102,7 @@ def new_finetune_parser() -> Parser:
     cache.add_argument("--backbone", help="of this backbone")
     cache.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="of train, to choose on (0.1)")
     add_subset_flags(parser)
+    add_exclude_flag(parser)
     parser.add_argument("--name", help="of the run (data set, backbone, method and a number)")
     return parser
 
@@ -157,6 +163,7 @@ def rows_of(arguments: argparse.Namespace, cache: Cache) -> Rows:
     return load_rows(
         cache,
         subset=subset_of(arguments),
+        exclude=exclusion_of(arguments),
         val_fraction=arguments.val_fraction,
         seed=arguments.seed,
         pool_maps=True,

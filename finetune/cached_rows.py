@@ -4,54 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
-from featcache.datasets import ImageDataset, load_dataset
+from featcache.datasets import ImageDataset
 from featcache.errors import CacheError, UserError
 from featcache.layout import DIGEST_SIZE
+from featcache.origin import origin_of, original_images
 from featcache.preprocessing import Preprocessing
-from featcache.recorded_command import recorded_embed
-from featcache.weights import SUFFIXES
 from finetune.image_source import ImageSource, Pictures
 from finetune.settings import Augment
 from heads.rows import Rows, SplitRows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a cache's images and weights come from.
-
-    Attributes:
-        dataset: its name, or its folder's path.
-        root: where downloaded sets live.
-        weights: as ``--weights`` takes them.
-    """
-
-    dataset: str
-    root: Path
-    weights: str | None
-
-
-def origin_of(cache: Cache) -> Origin:
-    """What the cache's own ``bin/embed`` was given; what it can be told from where a library call made it."""
-    folder = cache.provenance["source"].get("folder")
-    if not cache.provenance["command"]:
-        weights = "none" if "seed" in cache.encoder["weights"] else None
-        return Origin(dataset=folder or cache.dataset, root=Path("data"), weights=weights)
-    recorded = recorded_embed(cache, by_hand="embed again")
-    weights = recorded.arguments.weights
-    if weights is not None and ("/" in weights or weights.endswith(SUFFIXES)):
-        weights = str(recorded.folder / weights)
-    return Origin(
-        dataset=folder or recorded.arguments.dataset,
-        root=recorded.folder / recorded.arguments.root,
-        weights=weights,
-    )
 
 
 def backbone_of(cache: Cache, *, from_scratch: bool = False, seed: int = 0) -> Backbone:
@@ -110,8 +76,7 @@ def tuning_rows(
         UserError: the data set is not there, or lacks images of the cache.
     """
     if dataset is None:
-        origin = origin_of(cache)
-        dataset = load_dataset(origin.dataset, root=origin.root)
+        dataset = original_images(cache)
     at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
     held = {name: {row: i for i, row in enumerate(split.ids)} for name, split in cache.splits.items()}
     content = {name: np.zeros((len(split.ids), DIGEST_SIZE), np.uint8) for name, split in dataset.splits.items()}

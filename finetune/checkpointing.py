@@ -10,27 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from featcache.disk import explained, sync_folder
 from featcache.errors import UserError
 from featcache.files import one_line
+from finetune.best import Best
 
 _VERSION = 1
-
-
-@dataclass(eq=False, kw_only=True)
-class Best:
-    """The best epoch so far, by validation: its number, from 0, its scores, and the weights that made them."""
-
-    epoch: int
-    val_accuracy: float
-    val_loss: float
-    scores: NDArray[np.float32]
-    weights: dict[str, Tensor]
 
 
 @dataclass(eq=False, kw_only=True)

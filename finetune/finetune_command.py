@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
 from featcache.errors import UserError
+from featcache.ranks import ALONE, Ranks
 from finetune.asked_command import AUTO, cache_of, check_flags, new_finetune_parser, rows_of
 from finetune.forgetting_command import forgetting_table, rehearsed_by, score_start, score_tuned
 from finetune.trunk_command import trunk_cached, trunk_choice_of
+from finetune.unfinished import BEGIN_ANEW
 
 if TYPE_CHECKING:
     from finetune.cached_rows import TuningRows
@@ -30,16 +32,17 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     command = shlex.join(["finetune", *(sys.argv[1:] if argv is None else argv)])
-    return run(
-        new_finetune_parser(),
-        lambda arguments, console: _dispatched(arguments, console, command),
-        argv,
-        on_interrupt="run the same command with --resume to go on from the last epoch that was kept",
-    )
+    ranks = Ranks.of_environment()
+
+    def work(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+        check_flags(arguments)
+        with ranks.joined(tensors=True):
+            return _dispatched(arguments, console, command, ranks)
+
+    return run(new_finetune_parser(), work, argv, on_interrupt=BEGIN_ANEW, ranks=ranks)
 
 
-def _dispatched(arguments: argparse.Namespace, console: Console, command: str) -> dict[str, Any]:
-    check_flags(arguments)
+def _dispatched(arguments: argparse.Namespace, console: Console, command: str, ranks: Ranks = ALONE) -> dict[str, Any]:
     cache = cache_of(arguments)
     rows = rows_of(arguments, cache)
 
@@ -47,7 +50,7 @@ def _dispatched(arguments: argparse.Namespace, console: Console, command: str) -
     from finetune.job_command import asked_plan, images_of, prepared
 
     keep_freed_memory()
-    job = prepared(arguments, console, command, cache, rows)
+    job = prepared(arguments, console, command, cache, rows, ranks)
     if arguments.dry_run:
         choice = _tell_plan(job)
         return {**_plan_json(job), "trunk_cache": choice.why}
@@ -56,16 +59,16 @@ def _dispatched(arguments: argparse.Namespace, console: Console, command: str) -
         from finetune.advice_command import probe_and_tell
 
         with _enough_memory(job):
-            return probe_and_tell(job, tuning.train)
+            return probe_and_tell(job, tuning.train) if ranks.is_first else {}
     found = None
     if arguments.find_lr or arguments.lr == AUTO:
         from finetune.advice_command import find_and_tell
 
         with _enough_memory(job):
-            found = find_and_tell(job, tuning.train)
+            found = find_and_tell(job, tuning.train) if ranks.is_first else None
         if arguments.find_lr:
-            return found.to_json()
-        arguments.lr = found.suggested
+            return found.to_json() if found else {}
+        arguments.lr = ranks.share(found and found.suggested)
         job = replace(job, plan=asked_plan(arguments, job.backbone))
     rehearsed = rehearsed_by(job)
     if rehearsed is not None:
@@ -77,33 +80,31 @@ def _train(
     job: Job, tuning: TuningRows, choice: TrunkChoice, *, found: FoundRates | None, rehearsed: Rehearsed | None
 ) -> dict[str, Any]:
     from finetune.holding import held
-    from finetune.publishing import publish
+    from finetune.publishing import publish, trunk_canary
     from finetune.tuned_run import fine_tune, run_record
     from finetune.unfinished import work_folder
     from heads.runs import new_run_name
 
-    arguments, console, plan, staged = job.arguments, job.console, job.plan, job.backbone.staged
+    arguments, console, plan, ranks = job.arguments, job.console, job.plan, job.ranks
+    staged = job.backbone.staged
     note = (
         "the final model is trained again on train and validation, for as many epochs as were best"
         if job.refit
         else "the final model is the best epoch's, trained without validation rows"
     )
     console.note(f"  {note}")
-    option, trunk, notes = choice.option, None, [note, choice.why]
-    work = work_folder(arguments.runs_dir, job.fingerprint(option), command=job.command, resume=arguments.resume)
+    work = work_folder(
+        arguments.runs_dir, job.fingerprint(choice.option), command=job.command, resume=arguments.resume, ranks=ranks
+    )
     for told in work.notes:
         console.note(f"  {told}")
-    before = score_start(job)
-    with _enough_memory(job):
+    with work.used(), _enough_memory(job):
+        before = score_start(job)
+        notes, option, trunk = [note, choice.why], choice.option, None
         if option is not None:
             trunk = trunk_cached(job, option, tuning)
-        if option is not None and trunk is None:
-            option = None
-            notes[1] = "trunk cache off: it could not be made"
-            shutil.rmtree(work.folder, ignore_errors=True)
-            work = work_folder(arguments.runs_dir, job.fingerprint(None), command=job.command, resume=False)
-        if trunk is not None:
-            notes.append(trunk.told(plan))
+            option = None if trunk is None else option
+            notes.append("trunk cache off: it could not be made" if trunk is None else trunk.told(plan))
             console.note(f"  {notes[-1]}")
         holding = held(
             staged,
@@ -113,6 +114,7 @@ def _train(
             settings=job.settings,
             device=job.device,
             rehearsed=rehearsed,
+            ranks=ranks,
         )
         with console.progress("training", "images") as progress:
             tuned = fine_tune(
@@ -122,32 +124,38 @@ def _train(
                 settings=job.settings,
                 device=job.device,
                 terms=holding.terms,
+                ranks=ranks,
                 refit=job.refit,
+                record_test_curve=arguments.record_test_curve,
                 work=work.folder,
                 fingerprint=job.fingerprint(option),
                 resume=arguments.resume,
                 on_epoch=_epoch_teller(console, plan, refit=job.refit),
                 on_step=progress,
             )
-    record = run_record(
-        job.cache,
-        tuning,
-        tuned,
-        staged,
-        weights=job.backbone.weights,
-        device=job.device,
-        command=job.command,
-        notes=tuple(notes),
-        trunk=trunk,
-        held=holding.told,
-    )
-    if found is not None:
-        record["range_test"] = found.to_json()
-    if before is not None:
-        record["forgetting"] = score_tuned(job, before)
-    folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, job.stem))
-    publish(folder, record=record, tuned=tuned, model=staged.model, found=found)
-    shutil.rmtree(work.folder, ignore_errors=True)
+        record = run_record(
+            job.cache,
+            tuning,
+            tuned,
+            staged,
+            weights=job.backbone.weights,
+            device=job.device,
+            command=job.command,
+            notes=tuple(notes),
+            trunk=trunk,
+            held=holding.told,
+            ranks=ranks,
+        )
+        if found is not None:
+            record["range_test"] = found.to_json()
+        if before is not None:
+            record["forgetting"] = score_tuned(job, before)
+        if not ranks.is_first:
+            return {}
+        folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, job.stem))
+        canary = trunk_canary(job.backbone, precision=job.settings.precision, device=job.device)
+        publish(folder, record=record, tuned=tuned, model=staged.model, canary=canary, found=found)
+    work.remove()
     console.note(f"{plan.method}: {record['selection']['how']}; {record['cost']['fit_s']:.1f} s; run {folder}")
     _tell_record(console, record, tuned)
     return record
@@ -178,6 +186,9 @@ def _tell_plan(job: Job) -> TrunkChoice:
     if staged.reason:
         job.console.note(f"  the model has no inner stages: {staged.reason}")
     job.console.note(f"device {job.device} ({device_name(job.device)}), {job.settings.precision}")
+    if not job.ranks.is_alone:
+        on = ", ".join(f"{count} on {name}" for name, count in Counter(job.ranks.gather(str(job.device))).items())
+        job.console.note(f"{job.ranks.size} ranks share each batch of {job.settings.batch_size}: {on}")
     choice = trunk_choice_of(job)
     job.console.note(choice.why)
     return choice
@@ -219,6 +230,8 @@ def _epoch_teller(console: Console, plan: Plan, *, refit: bool) -> Callable[[dic
         if refit and not again:
             left += plan.epochs
         val = "" if entry["val_accuracy"] is None else f", val {entry['val_loss']:.4f} {entry['val_accuracy']:.4f}"
+        if "test_accuracy" in entry:
+            val += f" (test {entry['test_loss']:.4f} {entry['test_accuracy']:.4f}, used for nothing)"
         console.note(
             f"{'refit, ' if again else ''}epoch {entry['epoch']}/{plan.epochs}, "
             f"{entry['phase'].removeprefix('refit:')}: train {entry['train_loss']:.4f} {entry['train_accuracy']:.4f}"

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from featcache.machine import full_fp32
+from featcache.ranks import ALONE, Ranks
 from featcache.stages import StagedModel
 from finetune.sources import Source
 
@@ -44,7 +45,14 @@ class Fisher:
 
 
 def fisher_information(
-    staged: StagedModel, head: nn.Linear, rows: Source, *, names: Collection[str], seed: int, device: torch.device
+    staged: StagedModel,
+    head: nn.Linear,
+    rows: Source,
+    *,
+    names: Collection[str],
+    seed: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Fisher:
     """Estimate the diagonal of the Fisher information at the model's weights as they are.
 
@@ -65,6 +73,7 @@ def fisher_information(
         names: of the weights.
         seed: of the choice of images and labels.
         device: where to compute; the model is moved there.
+        ranks: that share the images.
     """
     images, n_rows = rows.serving(0), len(rows.labels)
     rng = np.random.default_rng(seed)
@@ -80,8 +89,9 @@ def fisher_information(
         for weight in weights.values():
             weight.requires_grad_()
         with flags, full_fp32(), torch.enable_grad():
-            stream = images.batches(list(chosen[:, None]), augment=False)
-            for image, draw in zip(stream, draws.tolist(), strict=True):
+            mine = ranks.part(len(chosen))
+            stream = images.batches(list(chosen[mine, None]), augment=False)
+            for image, draw in zip(stream, draws[mine].tolist(), strict=True):
                 log_p = F.log_softmax(F.linear(trunk(image), head.weight, head.bias), dim=1)
                 label = drawn_label(log_p.detach(), draw)
                 found = torch.autograd.grad(log_p[0, label], list(weights.values()), allow_unused=True)
@@ -91,6 +101,7 @@ def fisher_information(
     finally:
         for name, weight in weights.items():
             weight.requires_grad_(required[name])
+    ranks.add_up(squares.values())
     return Fisher(diagonal=squares, n_images=len(chosen), n_classes=head.out_features)
 
 

@@ -21,6 +21,7 @@ from featcache.cache import Cache
 from featcache.datasets import ImageDataset
 from featcache.embedding import Embedding
 from featcache.errors import UserError
+from featcache.ranks import ALONE, Ranks
 from featcache.tuned_weights import MODEL_FILE
 from featcache.weights import sha256
 from heads.evidence.paired import paired_difference
@@ -71,6 +72,7 @@ def embedded(
     storage: str = "float16",
     device: torch.device,
     workers: int = 0,
+    ranks: Ranks = ALONE,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Cache:
@@ -87,6 +89,7 @@ def embedded(
         device=device,
         workers=workers,
         max_gb=20,
+        ranks=ranks,
     )
     return work.run(on_progress=on_progress, on_note=on_note).cache
 

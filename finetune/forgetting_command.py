@@ -113,10 +113,11 @@ def forgetting_table(told: Mapping[str, Any]) -> tuple[str, tuple[str, ...], lis
 def _other_set(job: Job, name: str, limit: Mapping[str, int] | None) -> ImageDataset:
     """Another data set, found as the cache's own; the same rows whatever the run's seed, so that caches serve again."""
     from featcache.datasets import load_dataset
+    from featcache.origin import origin_of
     from featcache.subset import Subset
-    from finetune.cached_rows import origin_of
 
-    dataset = load_dataset(name, root=origin_of(job.cache).root, subset=Subset(limit=limit or {}))
+    with job.ranks.in_turn():
+        dataset = load_dataset(name, root=origin_of(job.cache).root, subset=Subset(limit=limit or {}))
     for note in dataset.notes:
         job.console.note(f"  {dataset.name}: {note}")
     return dataset
@@ -140,6 +141,7 @@ def _embedded(job: Job, dataset: ImageDataset, backbone: Backbone, *, storage: s
             storage=storage,
             device=job.device,
             workers=job.workers(dataset),
+            ranks=job.ranks,
             on_progress=progress,
             on_note=job.console.note,
         )

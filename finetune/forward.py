@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from featcache.errors import UserError
 from featcache.machine import full_fp32
+from featcache.ranks import ALONE, Ranks
 from featcache.stages import StagedModel
 from finetune.settings import Precision, Settings
 from finetune.sources import Source
@@ -37,6 +38,7 @@ class Forward:
         assert source_cut <= cut, (source_cut, cut)
         self.precision: Precision = settings.precision
         self.device = device
+        self.n_classes = staged.head.out_features
         self.trunk: nn.Module | None = staged.part(source_cut, cut) if source_cut < cut else None
         ends: list[int | None] = [*range(cut + 1, len(staged.stages) + 1), None] if settings.checkpointing else [None]
         starts = [cut, *(end for end in ends if end is not None)]
@@ -57,6 +59,33 @@ class Forward:
         return inputs.float()
 
 
+class Passes:
+    """The forward passes of a phase, one for each cut up to which a source has run the stages.
+
+    Args:
+        cut: how many leading stages need no gradient.
+        staged, settings, device: as `Forward` takes them.
+    """
+
+    def __init__(self, staged: StagedModel, *, cut: int, settings: Settings, device: torch.device) -> None:
+        self.staged, self.cut, self.settings, self.device = staged, cut, settings, device
+        self.made: dict[int, Forward] = {}
+
+    def of(self, rows: Source) -> tuple[Source, Forward]:
+        """Rows as this phase is served them, and the pass from there to logits."""
+        source = rows.serving(self.cut)
+        if source.cut not in self.made:
+            self.made[source.cut] = Forward(
+                self.staged, cut=self.cut, source_cut=source.cut, settings=self.settings, device=self.device
+            )
+        return source, self.made[source.cut]
+
+    def scores(self, rows: Source, ranks: Ranks = ALONE) -> NDArray[np.float32]:
+        """Logits (N, n_classes) of all rows, as `scores_of` gives them."""
+        source, forward = self.of(rows)
+        return scores_of(forward, source, batch_size=self.settings.batch_size, ranks=ranks)
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """What makes torch compute in a precision, and in no lower one."""
     if precision == "fp32":
@@ -64,19 +93,23 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
-def scores_of(forward: Forward, source: Source, *, batch_size: int) -> NDArray[np.float32]:
+def scores_of(forward: Forward, source: Source, *, batch_size: int, ranks: Ranks = ALONE) -> NDArray[np.float32]:
     """Logits (N, n_classes) of all rows of a source, as they are; the model is to be in eval mode.
+
+    Ranks share the batches, which are those of one process, and all get all logits.
 
     Raises:
         UserError: some are not finite.
     """
     groups = np.array_split(np.arange(len(source.labels)), -(-len(source.labels) // batch_size))
+    found = [torch.empty(0, forward.n_classes)]
     with torch.no_grad():
-        found = [forward(inputs).cpu() for inputs in source.batches(groups, augment=False)]
-    scores = torch.cat(found)
-    if not scores.isfinite().all():
+        found += [forward(inputs).cpu() for inputs in source.batches(groups[ranks.part(len(groups))], augment=False)]
+    gathered = ranks.gather_rows(torch.cat(found).numpy().view(np.uint8))
+    scores: NDArray[np.float32] = np.array(gathered).view(np.float32)  # a copy: what was gathered can't be written to
+    if not np.isfinite(scores).all():
         raise UserError("the model's scores are not finite: take a lower --lr, --clip 1, or fp32")
-    return scores.numpy()
+    return scores
 
 
 def _computed_again(part: nn.Module, inputs: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from featcache.errors import UsageError
+from featcache.ranks import ALONE, Ranks
 from featcache.stages import StagedModel
 from finetune.fisher import fisher_information
 from finetune.penalties import PullToStart, Term, held_weights
@@ -63,6 +64,7 @@ def held(
     settings: Settings,
     device: torch.device,
     rehearsed: Rehearsed | None = None,
+    ranks: Ranks = ALONE,
 ) -> Held:
     """The terms that settings ask for; the model is moved to the device, and is to have the weights of its start.
 
@@ -72,20 +74,22 @@ def held(
         head: the final layer that the weights came with.
         settings, device: how, and where.
         rehearsed: where settings ask for rehearsal.
+        ranks: that train together.
     """
     terms: list[Term] = []
     told: dict[str, Any] = {}
     staged.model.to(device)
     start = held_weights(staged, plan)
     if settings.l2_sp is not None:
-        terms.append(PullToStart(start, strength=settings.l2_sp))
+        terms.append(PullToStart(start, strength=settings.l2_sp, ranks=ranks))
         told["l2_sp"] = {"strength": settings.l2_sp, "weights": sum(tensor.numel() for tensor in start.values())}
     if settings.ewc is not None:
-        fisher = fisher_information(staged, head, rows, names=start, seed=settings.seed, device=device)
-        terms.append(PullToStart(start, strength=settings.ewc, importance=fisher.diagonal))
+        fisher = fisher_information(staged, head, rows, names=start, seed=settings.seed, device=device, ranks=ranks)
+        terms.append(PullToStart(start, strength=settings.ewc, importance=fisher.diagonal, ranks=ranks))
         told["ewc"] = {"strength": settings.ewc, "fisher": fisher.to_json()}
     if settings.rehearse is not None:
         assert rehearsed is not None
-        terms.append(Rehearsal(staged, head, rehearsed, weight=settings.rehearse, settings=settings, device=device))
+        weight = settings.rehearse
+        terms.append(Rehearsal(staged, head, rehearsed, weight=weight, settings=settings, device=device, ranks=ranks))
         told["rehearsal"] = {"weight": settings.rehearse, **rehearsed.to_json()}
     return Held(terms=terms, told=told)

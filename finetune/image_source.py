@@ -15,9 +15,10 @@ from featcache.batches import Batch, BatchReader
 from featcache.datasets import Images
 from featcache.errors import UserError
 from featcache.preprocessing import Preprocessing
-from finetune.image_augmentation import augmented
+from finetune.image_augmentation import Chance, augmented
 from finetune.map_source import MapSource
 from finetune.settings import Augment
+from finetune.share import WHOLE, Share
 from finetune.sources import Labels, Source
 
 #: Images that take no more than this, resized, as 8-bit pixels, are decoded once and kept. Others are decoded anew in
@@ -85,11 +86,14 @@ class ImageSource:
     def serving(self, cut: int) -> Source:
         return self.maps if self.maps is not None and self.maps.cut <= cut else self
 
-    def batches(self, rows: Sequence[Labels], *, augment: bool) -> Iterator[Tensor]:
-        for images in self._kept_batches(rows) if self.fits else self._read_batches(rows):
+    def batches(self, rows: Sequence[Labels], *, augment: bool, share: Share = WHOLE) -> Iterator[Tensor]:
+        places = [share.places(len(numbers)) for numbers in rows]
+        mine = [numbers[at] for numbers, at in zip(rows, places, strict=True)]
+        stream = self._kept_batches(mine) if self.fits else self._read_batches(mine)
+        for images, numbers, at in zip(stream, rows, places, strict=True):
             there = images.to(self.device, non_blocking=True)
             if augment:
-                there = augmented(there, self.augment)
+                there = augmented(there, self.augment, chance=Chance(n_rows=len(numbers), places=at))
             yield self.pictures.preprocessing.normalise(there)
 
     @property

@@ -13,16 +13,19 @@ from featcache import layout
 from featcache.backbones import Backbone
 from featcache.cache import Cache
 from featcache.command_line import Console
-from featcache.datasets import ImageDataset, load_dataset
+from featcache.datasets import ImageDataset
 from featcache.embed_command import default_workers
 from featcache.machine import choose_device
+from featcache.origin import original_images
+from featcache.ranks import ALONE, Ranks
 from finetune.asked_command import plan_of, settings_of
-from finetune.cached_rows import TuningRows, backbone_of, origin_of, tuning_rows
+from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.holding import check_holding
 from finetune.linear_start import linear_start
 from finetune.new_head import replace_head, set_head
 from finetune.plans import Plan
 from finetune.settings import Settings
+from finetune.synced_norms import check_norms
 from finetune.trunk_choice import TrunkOption
 from heads.comparing import find_run
 from heads.rows import Rows
@@ -40,6 +43,7 @@ class Job:
         own_head: the final layer that the weights came with.
         plan, settings, device: what trains, how, and where.
         refit: whether the final model is trained again on train and validation.
+        ranks: the processes that do it together, joined.
     """
 
     arguments: argparse.Namespace
@@ -53,6 +57,7 @@ class Job:
     settings: Settings
     device: torch.device
     refit: bool
+    ranks: Ranks = ALONE
 
     @property
     def stem(self) -> str:
@@ -62,7 +67,7 @@ class Job:
     def workers(self, dataset: ImageDataset) -> int:
         """Threads that decode its images ahead."""
         given: int | None = self.arguments.workers
-        return default_workers(dataset, self.device) if given is None else given
+        return default_workers(dataset, self.device, self.ranks) if given is None else given
 
     def fingerprint(self, option: TrunkOption | None) -> str:
         """Of all that decides what weights come out, cached maps included; not of what only decides how fast."""
@@ -78,19 +83,23 @@ class Job:
         return layout.fingerprint(told if option is None else {**told, "trunk": option.to_json()})
 
 
-def prepared(arguments: argparse.Namespace, console: Console, command: str, cache: Cache, rows: Rows) -> Job:
+def prepared(
+    arguments: argparse.Namespace, console: Console, command: str, cache: Cache, rows: Rows, ranks: Ranks = ALONE
+) -> Job:
     """The model with the final layer that training begins with, and the plan for it; nothing is trained yet.
 
     Raises:
-        UserError: weights or a head to begin with can't be had.
+        UserError: weights or a head to begin with can't be had, or ranks were not asked for the same, or can't do it.
         UsageError: flags exclude one another, or ask for what the model does not have.
     """
-    device = choose_device(arguments.device)
+    device = choose_device(arguments.device, local_rank=None if ranks.is_alone else ranks.local_rank)
     settings = settings_of(arguments, device)
-    backbone = backbone_of(cache, from_scratch=arguments.from_scratch, seed=arguments.seed)
+    with ranks.in_turn():
+        backbone = backbone_of(cache, from_scratch=arguments.from_scratch, seed=arguments.seed)
     staged = backbone.staged
     plan = asked_plan(arguments, backbone)
     check_holding(settings, plan)
+    check_norms(staged, plan, device=device, ranks=ranks)
     own_head = staged.head
     replace_head(staged, len(rows.class_names), seed=arguments.seed)
     _tell_rows(console, cache, rows, backbone)
@@ -98,7 +107,7 @@ def prepared(arguments: argparse.Namespace, console: Console, command: str, cach
         folder = find_run(arguments.init_head, arguments.runs_dir)
         set_head(staged, linear_start(folder, cache=cache, rows=rows, staged=staged))
         console.note(f"the final layer begins as the head of {folder}")
-    return Job(
+    job = Job(
         arguments=arguments,
         command=command,
         console=console,
@@ -110,7 +119,10 @@ def prepared(arguments: argparse.Namespace, console: Console, command: str, cach
         settings=settings,
         device=device,
         refit=not (arguments.no_refit or plan.init_head is not None),
+        ranks=ranks,
     )
+    ranks.require_same(job.fingerprint(None), "rows, weights or settings")
+    return job
 
 
 def asked_plan(arguments: argparse.Namespace, backbone: Backbone) -> Plan:
@@ -120,8 +132,8 @@ def asked_plan(arguments: argparse.Namespace, backbone: Backbone) -> Plan:
 
 def images_of(job: Job) -> TuningRows:
     """The job's rows with their images. Raises UserError where they are gone or differ from what was embedded."""
-    origin = origin_of(job.cache)
-    dataset = load_dataset(origin.dataset, root=origin.root)
+    with job.ranks.in_turn():
+        dataset = original_images(job.cache)
     return tuning_rows(
         job.cache,
         job.rows,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.cached_split import CachedSplit
+from finetune.share import WHOLE, Share
 from finetune.sources import Labels, Source
 
 #: Maps of a part that take no more than this, as they are stored, are read once and kept. Others are compared with
@@ -83,13 +84,14 @@ class MapSource:
         assert self.cut <= cut, (self.cut, cut)
         return self
 
-    def batches(self, rows: Sequence[Labels], *, augment: bool) -> Iterator[Tensor]:
+    def batches(self, rows: Sequence[Labels], *, augment: bool, share: Share = WHOLE) -> Iterator[Tensor]:
         """As a `Source` gives them. Raises CacheError where the file is damaged."""
         for numbers in rows:
             views = np.zeros(len(numbers), np.int64)
             if augment and self.n_views > 1:
                 views = torch.randint(self.n_views, (len(numbers),)).numpy()
-            yield self._in_order(torch.from_numpy(self._taken(numbers, views)).to(self.device))
+            at = share.places(len(numbers))
+            yield self._in_order(torch.from_numpy(self._taken(numbers[at], views[at])).to(self.device))
 
     def joined(self, other: MapSource) -> MapSource:
         """The rows of this and then of another source of the same stages."""

@@ -14,7 +14,8 @@ def mixed(inputs: Tensor, labels: Tensor, *, mix: Mix, n_classes: int) -> tuple[
     """Mix a batch: mixup (Zhang et al. 2018, arXiv:1710.09412) or cutmix (Yun et al. 2019, arXiv:1905.04899).
 
     Args:
-        inputs: (n, ...) float32; (n, C, H, W) for cutmix.
+        inputs: (n, ...) float32; (n, C, H, W) for cutmix. Each is mixed with the one before it, the first with the
+            last (see `finetune.share.Share`).
         labels: (n,) int64.
         mix: which, or none.
         n_classes: of the labels.

@@ -43,7 +43,7 @@ def set_head(staged: StagedModel, layer: FinalLayer) -> None:
 def folded(head: Head) -> FinalLayer:
     """A fitted linear head as a layer on features that are not standardised: its scaler is folded into its weights.
 
-    (x - mean) / scale @ W.T + b = x @ (W / scale).T + (b - W @ (mean / scale)), in float64 and rounded once at the end.
+    In float64 and rounded once at the end (`LinearHead.folded`).
 
     Raises:
         UserError: the head is not linear, or has no weights for some class.
@@ -55,6 +55,5 @@ def folded(head: Head) -> FinalLayer:
         )
     if (head.bias <= ABSENT / 2).any():
         raise UserError("--init-head: the head was fitted without rows of some class; fit it on all of them")
-    weight = head.weight.astype(np.float64) / head.scale.astype(np.float64)
-    bias = head.bias.astype(np.float64) - weight @ head.mean.astype(np.float64)
+    weight, bias = head.folded()
     return FinalLayer(weight=weight.astype(np.float32), bias=bias.astype(np.float32))

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from featcache.ranks import ALONE, Ranks
 from featcache.stages import StagedModel
 from finetune.plans import Plan
 from finetune.thawing import Thawed
@@ -20,12 +21,15 @@ from finetune.thawing import Thawed
 class Term(Protocol):
     """Something to be added to the loss of each step."""
 
-    def __call__(self, thawed: Thawed, *, epoch: int, step: int) -> Tensor:
+    def __call__(self, thawed: Thawed, *, epoch: int, step: int, n_steps: int) -> Tensor:
         """A scalar, float32, that is 0 without a gradient where nothing that trains now decides it.
+
+        Where ranks train together each gives a share of it, and the shares make it up.
 
         Args:
             thawed: the model as the phase trains it.
             epoch, step: counted from 0, the step within the epoch; what is random follows from these.
+            n_steps: of the epoch.
         """
 
 
@@ -40,17 +44,24 @@ class PullToStart:
         start: by name, the weights to be held to; copied.
         strength: above 0.
         importance: by name, in the shapes of the weights, not negative; None for 1.
+        ranks: that train together; each gives the same share of it.
     """
 
     def __init__(
-        self, start: Mapping[str, Tensor], *, strength: float, importance: Mapping[str, Tensor] | None = None
+        self,
+        start: Mapping[str, Tensor],
+        *,
+        strength: float,
+        importance: Mapping[str, Tensor] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.start = {name: tensor.detach().clone() for name, tensor in start.items()}
         self.strength = strength
         self.importance = importance
+        self.n_shares = ranks.size
         assert importance is None or importance.keys() == self.start.keys()
 
-    def __call__(self, thawed: Thawed, *, epoch: int, step: int) -> Tensor:
+    def __call__(self, thawed: Thawed, *, epoch: int, step: int, n_steps: int) -> Tensor:
         parts = []
         for name, parameter in thawed.parameters.items():
             if name in self.start:
@@ -58,7 +69,7 @@ class PullToStart:
                 parts.append((square if self.importance is None else self.importance[name] * square).sum())
         if not parts:
             return torch.zeros(())
-        return self.strength / 2 * torch.stack(parts).sum()
+        return self.strength / 2 / self.n_shares * torch.stack(parts).sum()
 
 
 def held_weights(staged: StagedModel, plan: Plan) -> dict[str, Tensor]:

@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 
 from finetune.rate_finder import FoundRates
 
-_TRAIN, _VAL, _GREY = "#8a8a8a", "#2b6ca3", "#b9b9b9"
+_TRAIN, _VAL, _TEST, _GREY = "#8a8a8a", "#2b6ca3", "#b5542f", "#b9b9b9"
 
 
 def draw_history(history: Sequence[Mapping[str, Any]], *, best_epoch: int, path: Path) -> Path:
     """Draw loss and accuracy by epoch, of training and validation, with the best epoch and where phases begin.
+
+    Where the history has test rows scored in every epoch, their curve is drawn too, marked as used for nothing.
 
     Args:
         history: as in ``run.json``; epochs of a second training, which have no validation, are left out.
@@ -30,6 +32,11 @@ def draw_history(history: Sequence[Mapping[str, Any]], *, best_epoch: int, path:
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, colour in (("train", _TRAIN), ("val", _VAL)):
             axes.plot(epochs, [entry[f"{split}_{what}"] for entry in entries], "o-", ms=3, color=colour, label=split)
+        tested = [entry for entry in entries if "test_loss" in entry]
+        if tested:
+            scored = [entry[f"test_{what}"] for entry in tested]
+            label = "test (used for nothing)"
+            axes.plot([entry["epoch"] for entry in tested], scored, ":", color=_TEST, label=label)
         for earlier, later in pairwise(entries):
             if earlier["phase"] != later["phase"]:
                 axes.axvline(later["epoch"] - 0.5, color=_GREY, linestyle=":", linewidth=1)

@@ -13,18 +13,36 @@ import numpy as np
 import torch
 from torch import nn
 
+from featcache.backbones import Backbone
+from featcache.canary import Canary
+from featcache.embedding import Embedding
+from featcache.encoder import NO_IMAGES
 from featcache.tuned_weights import MODEL_FILE
 from finetune.rate_finder import FoundRates
 from finetune.tuned_run import TunedRun
+from heads.run_canary import write_canary
 from heads.runs import published
 
 
+def trunk_canary(backbone: Backbone, *, precision: str, device: torch.device) -> Canary:
+    """What the trunk makes of the shipped pictures as it is now, in the precision that it is trained in."""
+    return Embedding(
+        dataset=NO_IMAGES, backbone=backbone, cache_dir=Path(), storage="float32", precision=precision, device=device
+    ).canary()
+
+
 def publish(
-    folder: Path, *, record: Mapping[str, Any], tuned: TunedRun, model: nn.Module, found: FoundRates | None = None
+    folder: Path,
+    *,
+    record: Mapping[str, Any],
+    tuned: TunedRun,
+    model: nn.Module,
+    canary: Canary,
+    found: FoundRates | None = None,
 ) -> None:
     """Write a run's folder, whole or not at all; with the curve of its range test, where there was one.
 
-    Its weights are what ``bin/embed --weights`` takes.
+    Its weights are what ``bin/embed --weights`` takes. ``canary`` is what its trunk makes of the shipped pictures.
 
     Raises:
         UserError: it can't be written.
@@ -37,6 +55,7 @@ def publish(
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        write_canary(temporary, [canary])
         if find_spec("matplotlib"):
             from finetune.plots import draw_history, draw_rates
 

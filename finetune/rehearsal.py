@@ -7,6 +7,7 @@ here they are of a set of one's own choice.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from featcache.cache import Cache
 from featcache.datasets import ImageDataset
+from featcache.ranks import ALONE, Ranks
 from featcache.stages import StagedModel
 from finetune.cached_rows import tuning_rows
 from finetune.forward import autocast
 from finetune.settings import Settings
-from finetune.sources import Source
+from finetune.share import Share
+from finetune.sources import Labels, Source
 from finetune.thawing import Thawed
 from heads.rows import load_rows
 
@@ -86,6 +89,7 @@ class Rehearsal:
         weight: above 0; 1 counts an image like one of those to be learned.
         settings: precision, seed, and images a pass.
         device: where the model is.
+        ranks: that train together, and share the images of a step.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Rehearsal:
         weight: float,
         settings: Settings,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.trunk = staged.trunk()
         self.head = head.to(device)
@@ -104,20 +109,33 @@ class Rehearsal:
         self.weight = weight
         self.settings = settings
         self.device = device
+        self.share = Share(ranks=ranks)
+        self.n_images = min(settings.batch_size, len(rehearsed.features))
+        self.share.check(self.n_images, 1)
+        self.stream: Iterator[tuple[Labels, Tensor]] = iter(())
+        self.next: tuple[int, int] | None = None
 
-    def __call__(self, thawed: Thawed, *, epoch: int, step: int) -> Tensor:
+    def __call__(self, thawed: Thawed, *, epoch: int, step: int, n_steps: int) -> Tensor:
         if not thawed.stages:
             return torch.zeros(())
-        n_rows = len(self.rehearsed.features)
-        rng = np.random.default_rng((self.settings.seed, epoch, step, n_rows))
-        numbers = rng.choice(n_rows, min(self.settings.batch_size, n_rows), replace=False)
-        images = next(iter(self.rehearsed.images.batches([numbers], augment=False)))
+        if self.next != (epoch, step):
+            self.stream = self._read(epoch, range(step, n_steps))
+        self.next = (epoch, step + 1)
+        numbers, images = next(self.stream)
         with autocast(self.device, self.settings.precision):
             features = self.trunk(images)
         with torch.no_grad():
             expected = self._answers(self.rehearsed.features[torch.from_numpy(numbers).to(self.device)])
-        distance = F.kl_div(self._answers(features.float()), expected, reduction="batchmean", log_target=True)
-        return self.weight * TEMPERATURE**2 * distance
+        distance = F.kl_div(self._answers(features.float()), expected, reduction="sum", log_target=True)
+        return self.weight * TEMPERATURE**2 * distance / self.n_images
+
+    def _read(self, epoch: int, steps: range) -> Iterator[tuple[Labels, Tensor]]:
+        """The images of the epoch's steps, read ahead, and their numbers; this rank's share of each."""
+        n_rows = len(self.rehearsed.features)
+        seeds = ((self.settings.seed, epoch, step, n_rows) for step in steps)
+        drawn = [np.random.default_rng(seed).choice(n_rows, self.n_images, replace=False) for seed in seeds]
+        mine = [numbers[self.share.places(self.n_images)] for numbers in drawn]
+        return zip(mine, self.rehearsed.images.batches(mine, augment=False), strict=True)
 
     def _answers(self, features: Tensor) -> Tensor:
         """Log-probabilities (n, n_classes) of the classes that the weights came with, softened."""

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.share import WHOLE, Share
+
 Labels = NDArray[np.int64]
 
 
@@ -30,5 +32,8 @@ class Source(Protocol):
     def serving(self, cut: int) -> Source:
         """The same rows for a phase that needs no gradient below a cut: a source whose own is at most that."""
 
-    def batches(self, rows: Sequence[Labels], *, augment: bool) -> Iterator[Tensor]:
-        """For each set of row numbers, in order, (n, ...) float32 on the device that computes."""
+    def batches(self, rows: Sequence[Labels], *, augment: bool, share: Share = WHOLE) -> Iterator[Tensor]:
+        """For each set of row numbers, in order, (n, ...) float32 on the device that computes.
+
+        Of a batch that ranks share, this rank's rows alone; what is random in them is as if all were here.
+        """

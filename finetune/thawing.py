@@ -69,6 +69,10 @@ class Thawed:
         if trainable != set(self.parameters):
             raise FrozenError(f"{_some(sorted(trainable ^ set(self.parameters)))} differ from what the plan trains")
 
+    def gradients(self) -> list[Tensor]:
+        """Those that there are at the moment, the same parameters' on every rank."""
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
     def without_gradient(self) -> set[str]:
         """The names of those that train and have no gradient at the moment."""
         return {name for name, parameter in self.parameters.items() if parameter.grad is None}

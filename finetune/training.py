@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +13,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  as everyone calls it
 from numpy.typing import NDArray
-from torch import Tensor
 
 from featcache.errors import UserError
+from featcache.ranks import ALONE, Ranks
 from featcache.stages import StagedModel
-from finetune.averaging import WeightAverage
+from finetune.best import better, loss_and_accuracy
 from finetune.changes import MEASURED_STEPS, GradientNorms
-from finetune.checkpointing import Best, Progress, load_checkpoint, save_checkpoint
-from finetune.forward import Forward, scores_of
+from finetune.checkpointing import load_checkpoint, save_checkpoint
+from finetune.forward import Passes
 from finetune.mixing import mixed
-from finetune.optimizers import make_optimizer, rates_of, set_rates
+from finetune.optimizers import rates_of, set_rates
 from finetune.penalties import Term
 from finetune.plans import Plan
 from finetune.rates import rate_factor
 from finetune.repeating import reproducible, seed_by, shuffled
 from finetune.settings import Settings
-from finetune.sources import Labels, Source
-from finetune.thawing import check_frozen, check_gradients, frozen_sha256, group_of, moving_state, thaw
+from finetune.share import Share
+from finetune.sources import Source
+from finetune.state import TrainingState
+from finetune.synced_norms import synced_norms
+from finetune.thawing import check_frozen, check_gradients, frozen_sha256, group_of, thaw
 
 #: Steps after which the loss is looked at: on a GPU that waits for all that was asked of it.
 _LOOK = 20
@@ -45,8 +48,9 @@ class Trained:
         history: an entry an epoch: epoch (from 1), phase, train_loss and train_accuracy (of the batches as they were
             trained on), val_loss and val_accuracy (None without validation), lr (the head's, at the epoch's end),
             rates (every group's, likewise), gradients (norms relative to the weights', by group, see
-            `finetune.changes`), seconds (validation included), images_per_s (in training), and penalty (the mean over
-            steps of the terms that were added to the loss) where there are some.
+            `finetune.changes`), seconds (validation included), images_per_s (in training), penalty (the mean over
+            steps of the terms that were added to the loss) where there are some, and test_loss and test_accuracy where
+            they were asked for.
         best_epoch: how many epochs made the weights: those up to the best by validation, or all without validation.
         val_scores: (N, n_classes) float32 logits of the validation rows by these weights, or None.
         frozen_sha256: of all that never trains, before and after.
@@ -68,7 +72,9 @@ def train(
     settings: Settings,
     validation: Source | None,
     device: torch.device,
+    test: Source | None = None,
     terms: Sequence[Term] = (),
+    ranks: Ranks = ALONE,
     stop_after: int | None = None,
     checkpoint: Path | None = None,
     fingerprint: str = "",
@@ -81,6 +87,12 @@ def train(
     All that is random in a step follows from the seed, the epoch and the batch's number, and all else is in the
     checkpoint of an epoch before; so a training that is gone on with ends with the bytes of one that never stopped.
 
+    Ranks share the rows of each batch, and add their gradients up before each step, so that all take the step that one
+    process would take, but for rounding, and for dropout, which each draws for its own rows. The gradients are summed
+    here rather than by DistributedDataParallel, which binds a fixed set of parameters to one module's forward pass:
+    plans thaw parameters on the way, terms have forward passes of their own, and a mean over ranks is none over images
+    where shares differ by one.
+
     Args:
         staged: the model, its head made for the classes; trained in place.
         plan: what trains when.
@@ -88,7 +100,9 @@ def train(
         settings: how.
         validation: rows that decide which epoch is the best, and whether to stop early; None trains to the end.
         device: where to compute; the model is moved there.
+        test: rows to be scored after each epoch, for the history and nothing else.
         terms: to be added to the loss of each step, beside that of its images.
+        ranks: the processes that train together, joined; all have the same rows and weights, each a device of its own.
         stop_after: so many epochs of the plan's are gone through; the rates are as if all were.
         checkpoint: a file to keep the state after an epoch in: after the first, the last, and others as
             `CHECKPOINT_SHARE` allows.
@@ -98,33 +112,27 @@ def train(
         on_step: called after each step with the images that were gone through, and with all that will be.
 
     Raises:
-        UserError: the loss is not finite, or the checkpoint is damaged or another training's.
+        UserError: the loss is not finite, the checkpoint is damaged or another training's, or ranks can't share this.
         FrozenError: something that is frozen moved, or something that should train does not.
     """
     order = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = staged.model.to(device, memory_format=order)  # type: ignore[call-overload]
-    optimizer = make_optimizer(staged, plan, settings)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    moving = moving_state(staged, plan.trained, plan.batch_norm)
-    average = None
-    if settings.ema is not None:
-        trained = [name for name in moving if name in dict(model.named_parameters())]
-        average = WeightAverage({name: model.get_parameter(name) for name in trained}, settings.ema)
+    n_rows = len(rows.labels)
+    n_micro, n_steps = settings.passes_per_epoch(n_rows), settings.steps_per_epoch(n_rows)
+    share = Share(ranks=ranks, mixes=settings.mix != "none")
+    share.check(n_rows, n_micro)
     before = frozen_sha256(staged, plan.trained, plan.batch_norm)
-    progress = Progress()
-    if resume and checkpoint is not None and (loaded := load_checkpoint(checkpoint, fingerprint=fingerprint)):
-        progress, state = loaded
-        _copy_into(moving, state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        if average is not None:
-            average.load(state["average"])
+    state = TrainingState(staged, plan, settings=settings, device=device)
+    optimizer, scaler = state.optimizer, state.scaler
+    if resume and checkpoint is not None and (kept := load_checkpoint(checkpoint, fingerprint=fingerprint)):
+        state.go_on(*kept)
+    progress = state.progress
+    ranks.require_same(progress.epochs, "checkpoints")
 
-    n_micro, n_steps = settings.passes_per_epoch(len(rows.labels)), settings.steps_per_epoch(len(rows.labels))
     last_epoch = plan.epochs if stop_after is None else stop_after
     phase_number = -1
     last_save, save_s = time.perf_counter(), 0.0
-    with reproducible(settings, device):
+    with reproducible(settings, device), synced_norms(staged, plan, device=device, ranks=ranks):
         for epoch in range(progress.epochs, progress.epochs if progress.stopped else last_epoch):
             begun = time.perf_counter()
             number, first_epoch = plan.phase_at(epoch)
@@ -135,14 +143,14 @@ def train(
                 thawed.check_optimized(optimizer)
                 never_moved = set(thawed.parameters)
                 frozen = None if phase.stages == plan.trained else thawed.frozen_sha256()  # the former is `before`
-                source = rows.serving(thawed.cut)
-                forward = Forward(staged, cut=thawed.cut, source_cut=source.cut, settings=settings, device=device)
+                passes = Passes(staged, cut=thawed.cut, settings=settings, device=device)
+                source, forward = passes.of(rows)
 
             thawed.set_modes()
             gradients = GradientNorms(thawed.parameters, group_of(staged))
-            micro_batches = shuffled(len(rows.labels), n_micro, seed=(settings.seed, epoch))
-            stream = source.batches(micro_batches, augment=True)
-            n_seen = epoch * len(rows.labels)
+            micro_batches = shuffled(n_rows, n_micro, seed=(settings.seed, epoch))
+            stream = source.batches(micro_batches, augment=True, share=share)
+            n_seen = epoch * n_rows
             loss_sum = torch.zeros((), device=device)
             right = torch.zeros((), dtype=torch.int64, device=device)
             penalty_sum = torch.zeros((), device=device)
@@ -159,8 +167,12 @@ def train(
                 for i in turns:
                     seed_by(settings.seed, epoch, i)
                     inputs = next(stream)
-                    labels = torch.from_numpy(rows.labels[micro_batches[i]]).to(device)
+                    numbers = micro_batches[i][share.places(len(micro_batches[i]))]
+                    labels = torch.from_numpy(rows.labels[numbers]).to(device)
                     inputs, targets = mixed(inputs, labels, mix=settings.mix, n_classes=staged.head.out_features)
+                    inputs, targets, labels = map(share.own, (inputs, targets, labels))
+                    if not ranks.is_first:
+                        seed_by(settings.seed, epoch, i, ranks.rank)  # dropout is each rank's own
                     logits = forward(inputs)
                     loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing, reduction="sum")
                     scaler.scale(loss / n_images).backward()  # type: ignore[no-untyped-call]
@@ -168,10 +180,11 @@ def train(
                     right += (logits.detach().argmax(dim=1) == labels).sum()
                 never_moved &= thawed.without_gradient()
                 for term in terms:
-                    penalty = term(thawed, epoch=epoch, step=step)
+                    penalty = term(thawed, epoch=epoch, step=step, n_steps=n_steps)
                     if penalty.requires_grad:
                         scaler.scale(penalty).backward()  # type: ignore[no-untyped-call]
                         penalty_sum += penalty.detach()
+                ranks.add_up(thawed.gradients())
                 scaler.unscale_(optimizer)
                 if step % -(-n_steps // MEASURED_STEPS) == 0:
                     gradients.add()
@@ -180,64 +193,59 @@ def train(
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
-                if average is not None:
-                    average.update()
+                if state.average is not None:
+                    state.average.update()
                 n_seen += n_images
-                on_step(n_seen, last_epoch * len(rows.labels))
+                on_step(n_seen, last_epoch * n_rows)
                 if step % _LOOK == 0 or step == n_steps - 1:
                     _refuse_not_finite(float(loss_sum), epoch, step)
             check_gradients(never_moved)
+            ranks.add_up([loss_sum, right, penalty_sum])
             seconds = time.perf_counter() - begun
 
             entry = {
                 "epoch": epoch + 1,
                 "phase": plan.name_of(phase),
-                "train_loss": float(loss_sum) / len(rows.labels),
-                "train_accuracy": int(right) / len(rows.labels),
+                "train_loss": float(loss_sum) / n_rows,
+                "train_accuracy": int(right) / n_rows,
                 "val_loss": None,
                 "val_accuracy": None,
                 "lr": rates_of(optimizer)[plan.head],
                 "rates": {group: rates_of(optimizer)[group] for group in (*phase.stages, plan.head)},
                 "gradients": gradients.means(),
                 "seconds": 0.0,
-                "images_per_s": round(len(rows.labels) / seconds, 1),
+                "images_per_s": round(n_rows / seconds, 1),
                 **({"penalty": float(penalty_sum) / n_steps} if terms else {}),
             }
-            if validation is not None:
-                model.eval()
-                with average.in_place() if average is not None else nullcontext():
-                    seen = validation.serving(thawed.cut)
-                    through = forward
-                    if seen.cut != source.cut:
-                        through = Forward(staged, cut=thawed.cut, source_cut=seen.cut, settings=settings, device=device)
-                    scores = scores_of(through, seen, batch_size=settings.batch_size)
-                    found = _best(progress.best, epoch, scores, validation.labels, moving)
-                entry |= {"val_loss": found[0], "val_accuracy": found[1]}
-                progress.best = found[2]
-                is_last_phase = number == len(plan.phases) - 1
-                waited = epoch - max(progress.best.epoch, first_epoch)
-                progress.stopped = is_last_phase and settings.patience is not None and waited >= settings.patience
-            entry["seconds"] = round(time.perf_counter() - begun, 3)
+            model.eval()
+            with nullcontext() if state.average is None else state.average.in_place():
+                if validation is not None:
+                    scores = passes.scores(validation, ranks)
+                    loss_val, accuracy = loss_and_accuracy(scores, validation.labels)
+                    entry |= {"val_loss": loss_val, "val_accuracy": accuracy}
+                    progress.best = better(progress.best, epoch, loss_val, accuracy, scores, state.moving)
+                    is_last_phase = number == len(plan.phases) - 1
+                    waited = epoch - max(progress.best.epoch, first_epoch)
+                    progress.stopped = is_last_phase and settings.patience is not None and waited >= settings.patience
+                entry["seconds"] = round(time.perf_counter() - begun, 3)
+                if test is not None:  # told, and used for nothing
+                    loss_test, accuracy = loss_and_accuracy(passes.scores(test, ranks), test.labels)
+                    entry |= {"test_loss": loss_test, "test_accuracy": accuracy}
             progress.history.append(entry)
             progress.epochs = epoch + 1
             is_over = progress.stopped or epoch + 1 == last_epoch
             if frozen is not None and (is_over or epoch + 1 == first_epoch + phase.epochs):
                 check_frozen(frozen, thawed.frozen_sha256(), f"what phase {plan.name_of(phase)} freezes")
             now = time.perf_counter()
-            if checkpoint is not None and (is_over or now - last_save >= save_s / CHECKPOINT_SHARE):
-                state = {"weights": moving, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-                state |= {"average": average.state()} if average is not None else {}
-                save_checkpoint(checkpoint, progress, state, fingerprint=fingerprint)
+            if checkpoint is not None and ranks.is_first and (is_over or now - last_save >= save_s / CHECKPOINT_SHARE):
+                save_checkpoint(checkpoint, progress, state.kept(), fingerprint=fingerprint)
                 last_save = time.perf_counter()
                 save_s = last_save - now
             on_epoch(entry)
             if is_over:
                 break
 
-    if progress.best is not None:
-        _copy_into(moving, progress.best.weights)
-    elif average is not None:
-        _copy_into(moving, average.average)
+    state.settle(ranks)
     model.eval().requires_grad_(False)
     after = frozen_sha256(staged, plan.trained, plan.batch_norm)
     check_frozen(before, after, "what the plan freezes")
@@ -248,24 +256,6 @@ def train(
         frozen_sha256={"before": before, "after": after},
         stopped_early=progress.stopped,
     )
-
-
-def _best(
-    best: Best | None, epoch: int, scores: NDArray[np.float32], labels: Labels, moving: Mapping[str, Tensor]
-) -> tuple[float, float, Best]:
-    """Loss and accuracy of an epoch, and which epoch is the best: by accuracy, of equals by loss, then the earliest."""
-    loss = float(F.cross_entropy(torch.from_numpy(scores).double(), torch.from_numpy(labels)))
-    accuracy = float((scores.argmax(axis=1) == labels).mean())
-    if best is not None and (accuracy, -loss) <= (best.val_accuracy, -best.val_loss):
-        return loss, accuracy, best
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in moving.items()}
-    return loss, accuracy, Best(epoch=epoch, val_accuracy=accuracy, val_loss=loss, scores=scores, weights=weights)
-
-
-@torch.no_grad()
-def _copy_into(moving: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    for name, tensor in weights.items():
-        moving[name].copy_(tensor)
 
 
 def _refuse_not_finite(loss: float, epoch: int, step: int) -> None:

@@ -16,6 +16,7 @@ from featcache.cache import Cache
 from featcache.datasets import ImageDataset, Images, ReadImages, Split
 from featcache.embedding import Embedding
 from featcache.plan import PlannedRows
+from featcache.ranks import ALONE, Ranks
 from finetune.cached_rows import TuningRows
 from finetune.image_source import ImageSource
 from finetune.map_source import MapSource
@@ -80,6 +81,7 @@ def with_trunk_cache(
     rows: TuningRows,
     settings: Settings,
     device: torch.device,
+    ranks: Ranks = ALONE,
     command: Sequence[str] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_note: Callable[[str], None] = lambda note: None,
@@ -96,6 +98,7 @@ def with_trunk_cache(
         rows: with their images.
         settings: tell the precision and the size of batches.
         device: where to compute.
+        ranks: that embed together.
         command: recorded in a new cache.
         on_progress: called with the rows done and all rows.
         on_note: called with sentences for the user.
@@ -122,6 +125,7 @@ def with_trunk_cache(
             strict=True,
             augmentation=option.augmentation,
             command=tuple(command),
+            ranks=ranks,
         ).run(on_progress=on_progress, on_note=on_note)
         found, seconds = embedded.cache, embedded.seconds
     held = held_rows(found, cache, rows.rows)

@@ -16,6 +16,7 @@ from featcache.augmentation import Augmentation
 from featcache.backbones import Backbone
 from featcache.cache import Cache
 from featcache.errors import UsageError
+from featcache.ranks import ALONE, Ranks
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.trunk_cost import TrunkCost, trunk_costs
@@ -86,6 +87,7 @@ def choose_trunk(
     storage: str | None,
     device: torch.device,
     refit: bool,
+    ranks: Ranks = ALONE,
     began: Callable[[TrunkOption | None], bool] = lambda option: False,
 ) -> TrunkChoice:
     """Decide whether frozen stages run once, up to which, and from which cache the rest trains.
@@ -100,6 +102,7 @@ def choose_trunk(
         storage: ``float16`` or ``float32``; None takes what is there, and float16 where nothing is.
         device: where to compute.
         refit: whether a second training follows.
+        ranks: that train together; what the first measures decides for all.
         began: whether an unfinished training with this option is to be gone on with.
 
     Raises:
@@ -117,7 +120,7 @@ def choose_trunk(
     options: list[TrunkOption] = []
     if not reason:
         augmentation = Augmentation(views=views, seed=settings.seed) if views else None
-        there = matching_caches(
+        matching = matching_caches(
             cache,
             folder,
             backbone,
@@ -127,11 +130,11 @@ def choose_trunk(
             augmentation=augmentation,
             needs_views=changes_pixels,
         )
-        ends = [backbone.staged.cut_after(found.encoder["cut"]) for found in there]
+        ends = [backbone.staged.cut_after(found.encoder["cut"]) for found in matching]
         side = backbone.preprocessing.image_size
-        costs = trunk_costs(backbone.staged, [*frozen, *ends], side=side, settings=settings, device=device)
+        costs = trunk_costs(backbone.staged, [*frozen, *ends], side=side, settings=settings, device=device, ranks=ranks)
         weigh = _Weighing(backbone=backbone, plan=plan, rows=rows, refit=refit, costs=costs)
-        for found, cut in zip(there, ends, strict=True):
+        for found, cut in zip(matching, ends, strict=True):
             if cut <= frozen[-1]:
                 n_views = 1 + views if views else n_views_of(found) if changes_pixels else 1
                 options.append(weigh.option(cut, found=found, n_views=n_views, encoder=found.encoder))
@@ -145,7 +148,9 @@ def choose_trunk(
         if asked == "on" or views:
             raise UsageError(f"{f'--views {views}' if asked != 'on' else '--trunk-cache on'}: {reason}")
         return TrunkChoice(option=None, why=f"trunk cache off: {reason}")
-    return _chosen("on" if views else asked, options, folder, plan, began)
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = ranks.share(shutil.disk_usage(there).free)
+    return _chosen("on" if views else asked, options, free, plan, began)
 
 
 def _told_augment(settings: Settings) -> str:
@@ -165,12 +170,10 @@ def _no_way(plan: Plan, settings: Settings, frozen: Sequence[int], backbone: Bac
 def _chosen(
     asked: Asked,
     options: Sequence[TrunkOption],
-    folder: Path,
+    free: int,
     plan: Plan,
     began: Callable[[TrunkOption | None], bool],
 ) -> TrunkChoice:
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(there).free
     room = [option for option in options if option.n_bytes <= min(DISK_SHARE * free, MAX_BYTES)]
     best = max(room or options, key=lambda option: option.saved_s)
     told = _told(best, plan, free)

@@ -32,6 +32,7 @@ def trunk_choice_of(job: Job) -> TrunkChoice:
         storage=arguments.storage,
         device=job.device,
         refit=job.refit,
+        ranks=job.ranks,
         began=lambda option: arguments.resume and is_unfinished(arguments.runs_dir, job.fingerprint(option)),
     )
 
@@ -50,12 +51,13 @@ def trunk_cached(job: Job, option: TrunkOption, rows: TuningRows) -> TrunkCached
                 rows=rows,
                 settings=job.settings,
                 device=job.device,
+                ranks=job.ranks,
                 command=shlex.split(job.command),
                 on_progress=progress,
                 on_note=job.console.note,
             )
     except UserError as error:
-        if job.arguments.trunk_cache == "on" or job.arguments.views:
+        if job.arguments.trunk_cache == "on" or job.arguments.views or not job.ranks.is_alone:
             raise
         job.console.note(f"trunk cache off after all: {error}")
         return None

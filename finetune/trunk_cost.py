@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from featcache.ranks import ALONE, Ranks
 from featcache.stages import StagedModel
 from finetune.forward import autocast
 from finetune.settings import Settings
@@ -31,7 +32,13 @@ class TrunkCost:
 
 @torch.no_grad()
 def trunk_costs(
-    staged: StagedModel, cuts: Sequence[int], *, side: int, settings: Settings, device: torch.device
+    staged: StagedModel,
+    cuts: Sequence[int],
+    *,
+    side: int,
+    settings: Settings,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> dict[int, TrunkCost]:
     """The cost of the stages up to each of some cuts, by a few passes of black images.
 
@@ -43,6 +50,7 @@ def trunk_costs(
         side: of the images, in pixels.
         settings: tell the precision and the memory order.
         device: where to compute.
+        ranks: that all measure, and take what the first finds.
     """
     order = torch.channels_last if settings.channels_last else torch.contiguous_format
     staged.model.to(device, memory_format=order)  # type: ignore[call-overload]
@@ -65,6 +73,7 @@ def trunk_costs(
             orders.append(_memory_order(maps))
         if time.perf_counter() - begun > _SECONDS:
             break
+    best = ranks.share(best)
     costs, seconds = {}, 0.0
     for end, mine, memory in zip(ends, best, orders, strict=True):
         seconds += mine / _IMAGES

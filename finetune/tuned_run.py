@@ -16,10 +16,12 @@ from torch import Tensor
 from featcache import layout
 from featcache.cache import Cache
 from featcache.machine import device_name, versions
+from featcache.ranks import ALONE, Ranks
 from featcache.stages import StagedModel
+from featcache.weights import sha256
 from finetune.cached_rows import TuningRows
 from finetune.changes import StageChange, stage_changes
-from finetune.forward import Forward, scores_of
+from finetune.forward import Passes
 from finetune.interpolation import Interpolated, between, interpolate, overwrite
 from finetune.penalties import Term
 from finetune.plans import Plan
@@ -32,6 +34,8 @@ from heads.evidence.metrics import Metrics, evaluate
 from heads.rows import SplitRows
 from heads.runs import SCHEMA, created_now, peak_rss_mb
 
+#: What ``run.json`` says of test accuracies in its history.
+TEST_CURVE = "recorded after each epoch on request; used for nothing"
 #: Marks epochs of the second training, on train and validation.
 _REFIT = "refit:"
 
@@ -80,7 +84,9 @@ def fine_tune(
     settings: Settings,
     device: torch.device,
     terms: Sequence[Term] = (),
+    ranks: Ranks = ALONE,
     refit: bool = True,
+    record_test_curve: bool = False,
     work: Path | None = None,
     fingerprint: str = "",
     resume: bool = False,
@@ -95,8 +101,10 @@ def fine_tune(
         rows: disjoint train, val and test.
         device: where to compute.
         terms: to be added to the loss of each step, in both trainings.
+        ranks: that train together; each gets the same run.
         refit: whether the final model is trained from the start on train and validation, for as many epochs as were
             best; otherwise it is the one that was chosen.
+        record_test_curve: whether the test rows are scored after each epoch too, for the history alone.
         work: a folder for checkpoints.
         fingerprint, resume, on_epoch, on_step: as in `finetune.training.train`; epochs of the second training have a
             phase that begins with ``refit:``, and steps are counted through both.
@@ -107,27 +115,30 @@ def fine_tune(
     start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in staged.model.state_dict().items()}
     first, n_dev = plan.epochs * len(rows.train.labels), len(rows.train.labels) + len(rows.val.labels)
     in_all = first + (plan.epochs * n_dev if refit else 0)
+    both: dict[str, Any] = {
+        "settings": settings,
+        "device": device,
+        "test": rows.test if record_test_curve else None,
+        "terms": terms,
+        "ranks": ranks,
+        "fingerprint": fingerprint,
+        "resume": resume,
+    }
     chosen = train(
         staged,
         plan,
         rows.train,
-        settings=settings,
         validation=rows.val,
-        device=device,
-        terms=terms,
         checkpoint=work and work / "chosen.pt",
-        fingerprint=fingerprint,
-        resume=resume,
         on_epoch=on_epoch,
         on_step=lambda done, _: on_step(done, in_all),
+        **both,
     )
     assert chosen.val_scores is not None
     never_moved = min(plan.cut(phase) for phase in plan.phases)
 
     def scored(source: Source) -> NDArray[np.float32]:
-        seen = source.serving(never_moved)
-        forward = Forward(staged, cut=len(staged.stages), source_cut=seen.cut, settings=settings, device=device)
-        return scores_of(forward, seen, batch_size=settings.batch_size)
+        return Passes(staged, cut=never_moved, settings=settings, device=device).scores(source, ranks)
 
     interpolated, val_scores = None, chosen.val_scores
     moving = moving_state(staged, plan.trained, plan.batch_norm)  # where the device has it
@@ -150,16 +161,12 @@ def fine_tune(
             staged,
             plan,
             fitted_on,
-            settings=settings,
             validation=None,
-            device=device,
-            terms=terms,
             stop_after=chosen.best_epoch,
             checkpoint=work and work / "refitted.pt",
-            fingerprint=fingerprint,
-            resume=resume,
             on_epoch=lambda entry: on_epoch({**entry, "phase": _REFIT + entry["phase"]}),
             on_step=lambda done, _: on_step(first + done, first + chosen.best_epoch * n_dev),
+            **both,
         )
         if interpolated is not None:
             overwrite(moving, between(began, moving, interpolated.share, as_tuned=interpolated.as_tuned))
@@ -197,6 +204,7 @@ def run_record(
     notes: tuple[str, ...] = (),
     trunk: TrunkCached | None = None,
     held: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """The keys of ``run.json`` for a fine-tuned model: those of a head's.
 
@@ -208,6 +216,7 @@ def run_record(
         notes: sentences for the user on what was decided.
         trunk: the cache of maps that epochs were trained from, if any.
         held: what held the model to its start, as `finetune.holding.Held` tells it.
+        ranks: that trained together; memory is the first's.
     """
     trainable, total = count_parameters(staged, tuned.plan.trained)
     chosen, refitted = tuned.chosen, tuned.refitted
@@ -255,6 +264,7 @@ def run_record(
         "trainable_params": trainable,
         "total_params": total,
         "frozen_sha256": last.frozen_sha256,
+        "model_sha256": sha256(staged.model.state_dict()),
         "metrics": {split: metrics.to_json() for split, metrics in tuned.metrics.items()},
         "cost": {
             "embed_s": 0.0 if trunk is None else trunk.seconds,
@@ -263,10 +273,12 @@ def run_record(
             "peak_rss_mb": peak_rss_mb(),
             "device": str(device),
             "device_name": device_name(device),
+            "ranks": ranks.size,
             **gpu,
         },
         "changes": [asdict(change) for change in tuned.changes],
         "history": tuned.history,
+        "test_curve": TEST_CURVE if any("test_accuracy" in entry for entry in tuned.history) else None,
         "environment": versions(),
     }
 

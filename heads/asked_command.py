@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from featcache.command_line import Console, Parser, add_subset_flags, names, new_parser, numbers, subset_of
 from featcache.errors import CacheError, UsageError
 from heads.classifiers import CLASSIFIERS
+from heads.excluding_command import add_exclude_flag, exclusion_of
 
 if TYPE_CHECKING:
     from featcache.cache import Cache
@@ -74,6 +75,7 @@ def new_fit_head_parser() -> Parser:
     cache.add_argument("--pool", action="store_true", help="take maps, too, and average each over its positions")
     cache.add_argument("--views", choices=("all", "plain"), default="all", help="augmented views of a cache (all)")
     add_subset_flags(parser)
+    add_exclude_flag(parser)
     work = parser.add_argument_group("workers", "for several seeds, classifiers, sizes or caches")
     work.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at once, each with one thread (1)")
     work.add_argument(
@@ -154,6 +156,7 @@ def source_of(arguments: argparse.Namespace, *caches: Cache, pool: bool | None =
         paths=tuple(cache.path.resolve() for cache in caches),
         fingerprints=tuple(cache.fingerprint for cache in caches),
         subset=subset_of(arguments),
+        exclude=exclusion_of(arguments),
         val_fraction=arguments.val_fraction,
         seed=arguments.seed,
         pool_maps=arguments.pool if pool is None else pool,

@@ -172,6 +172,15 @@ class LinearHead(Head):
         weight, bias = cooled(self.weight, self.bias, temperature)
         return replace(self, weight=weight, bias=bias, probabilistic=True)
 
+    def folded(self) -> tuple[Doubles, Doubles]:
+        """Weight (C, D) and bias (C,) float64 of the same scores on features that are not standardised.
+
+        (x - mean) / scale @ W.T + b = x @ (W / scale).T + (b - W @ (mean / scale)). The bias of a class without
+        training rows is ABSENT.
+        """
+        weight = self.weight.astype(np.float64) / self.scale.astype(np.float64)
+        return weight, self.bias.astype(np.float64) - weight @ self.mean.astype(np.float64)
+
     def _block(self, features: Floats) -> Scores:
         return standardized(features, self.mean, self.scale) @ self.weight.T + self.bias
 

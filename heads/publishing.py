@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from featcache.canary import stored_canary
 from heads.comparing import compared, named
 from heads.evidence.power_law import PowerLaw
 from heads.head_run import HeadRun, fit_head, head_meta, run_record
@@ -54,6 +55,7 @@ def fit_and_publish(piece: HeadPiece, report: Report | None = None) -> Finished:
         predictions=fitted.predictions,
         head=fitted.head,
         head_meta=head_meta(record),
+        canaries=[stored_canary(cache) for cache in piece.source.caches()],
         draw=(lambda folder: draw_choice(fitted, folder)) if find_spec("matplotlib") else None,
     )
     return Finished(record=record, notes=fitted.selection.notes, folder=piece.folder)

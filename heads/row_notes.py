@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featcache.cache import Cache
 from heads.cached_features import n_views, positions
@@ -23,6 +24,26 @@ def left_out(caches: Sequence[Cache], matched: MatchedRows) -> list[str]:
         where = ("of the cache ", "") if len(caches) == 1 else ("", " in one of the caches")
         notes.append(f"{matched.n_unusable:,} rows {where[0]}have no features or no label{where[1]} and are left out")
     return notes
+
+
+def leaks(content: Mapping[str, NDArray[np.uint8]]) -> list[str]:
+    """A warning where images to be scored are, byte for byte, among those to be fitted on.
+
+    Args:
+        content: digests (N, 16) of the rows by split; all but test are fitted on.
+    """
+    fitted_on = [as_keys(digests) for split, digests in content.items() if split != "test"]
+    test = as_keys(content["test"]) if "test" in content else np.empty(0, "S16")
+    if not (n_shared := int(np.isin(test, np.concatenate(fitted_on)).sum())):
+        return []
+    are = "row is" if n_shared == 1 else "rows are"
+    told = f"WARNING: {n_shared:,} of {len(test):,} test {are} byte for byte among those to fit on"
+    return [f"{told}: no fair test; bin/audit names them, --exclude leaves them out"]
+
+
+def as_keys(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """Each digest, (N, 16), as one value that can be sorted and compared, (N,)."""
+    return np.ascontiguousarray(digests).view("S16").reshape(len(digests))
 
 
 def told_features(caches: Sequence[Cache], plain: bool) -> list[str]:

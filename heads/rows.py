@@ -15,10 +15,11 @@ from featcache.cache import Cache
 from featcache.errors import UsageError, UserError, one_of
 from featcache.subset import Subset, carve
 from heads.cached_features import features_of
+from heads.exclusion import Exclusion
 from heads.features import Features
 from heads.joined_features import joined, stacked
 from heads.joining import match
-from heads.row_notes import classes_without, left_out, told_features
+from heads.row_notes import classes_without, leaks, left_out, told_features
 from heads.standardization import Labels
 
 #: Features that take no more than this in memory, as float32, all rows and views, are read once and kept. Others are
@@ -96,7 +97,8 @@ class Rows:
 class UncarvedRows:
     """Rows whose validation split is not settled: ``val`` is None unless the set has its own.
 
-    ``train`` is as in the cache, after subsetting. ``notes`` are on what was decided so far, ``subset`` is as JSON.
+    ``train`` is as in the cache, after subsetting. ``notes`` are on what was decided so far, ``subset`` is as JSON, and
+    so is ``excluded``, what was left out by name, where something was.
     """
 
     class_names: tuple[str, ...]
@@ -106,6 +108,7 @@ class UncarvedRows:
     notes: tuple[str, ...]
     subset: dict[str, Any]
     val_fraction: float
+    excluded: dict[str, Any] | None = None
 
     def carved(self, seed: int) -> Rows:
         """Settle validation: the set's own, or a stratified share of train, drawn with the seed."""
@@ -119,6 +122,8 @@ class UncarvedRows:
             note = f"validation is carved from train: {len(drawn):,} of {len(train):,} rows (seed {seed})"
             train, val = train.take(kept), train.take(drawn)
         how = {"subset": self.subset, "val_fraction": None if self.val is not None else self.val_fraction, "seed": seed}
+        if self.excluded is not None:
+            how["exclude"] = self.excluded
         notes = (
             *self.notes,
             note,
@@ -132,6 +137,7 @@ def load_rows(
     caches: Cache | Sequence[Cache],
     *,
     subset: Subset | None = None,
+    exclude: Exclusion | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
     pool_maps: bool = False,
@@ -150,6 +156,7 @@ def load_rows(
     Args:
         caches: of vectors, or of maps with ``pool_maps``.
         subset: which rows to keep.
+        exclude: rows to leave out before the subset is chosen, as if the cache did not have them.
         val_fraction: the share of train that becomes validation, in (0, 1).
         seed: of the carving.
         pool_maps: whether maps are averaged over their positions.
@@ -158,35 +165,46 @@ def load_rows(
 
     Raises:
         UserError: fewer than two classes are left, a class has too few rows, a block is damaged (where features are
-            read here), a cache holds maps, or caches do not belong together.
+            read here), a cache holds maps, caches do not belong together, or none of the rows to exclude is there.
     """
     caches = (caches,) if isinstance(caches, Cache) else tuple(caches)
     if views not in VIEWS:
         raise one_of("choice of --views", views, list(VIEWS))
     for cache in caches:
+        if "test" not in cache.splits:
+            raise UserError(
+                f"{cache.path}: has no test split, as it was made for its own rows: take one of bin/embed's"
+            )
         if not cache.holds_vectors and not pool_maps:
             raise UserError(
                 f"{cache.path}: holds maps (cut after {cache.encoder['cut']}), and heads need vectors: "
                 "--pool averages maps over their positions"
             )
     first, matched = caches[0], match(caches)
-    labels = {name: first.splits[name].labels[own[0]] for name, own in matched.rows.items()}
+    usable, excluded = matched.rows, None
+    if exclude is not None:
+        ids = {name: [first.splits[name].ids[row] for row in own[0].tolist()] for name, own in usable.items()}
+        excluded = exclude.keeps(ids)
+        usable = {name: tuple(rows[excluded.kept[name]] for rows in own) for name, own in usable.items()}
+    labels = {name: first.splits[name].labels[own[0]] for name, own in usable.items()}
     subset = subset or Subset(seed=seed)
     chosen, class_names, new_label = subset.choose(labels, first.class_names)
     plain = views == "plain" or any(cache.encoder["views"] != first.encoder["views"] for cache in caches)
-    parts = {}
-    for name, own in matched.rows.items():
+    parts, content = {}, {}
+    for name, own in usable.items():
         kept = chosen[name]
         if not len(kept):
             raise UserError(f"{first.path}: no usable {name} rows are left; choose other --classes or a larger --limit")
         features = joined([features_of(cache, name, rows[kept]) for cache, rows in zip(caches, own, strict=True)])
-        ids = first.splits[name].ids
+        split, rows_here = first.splits[name], own[0][kept]
         parts[name] = SplitRows(
             features.view(0) if plain else features,
             new_label[labels[name][kept]],
-            tuple(ids[row] for row in own[0][kept].tolist()),
+            tuple(split.ids[row] for row in rows_here.tolist()),
         )
-    notes = [*left_out(caches, matched), *([] if rows_only else told_features(caches, plain))]
+        content[name] = split.content[rows_here]
+    notes = [*left_out(caches, matched), *(excluded.notes if excluded else ()), *leaks(content)]
+    notes += [] if rows_only else told_features(caches, plain)
     n_bytes = sum(part.features.n_bytes for part in parts.values())
     if rows_only:
         pass
@@ -205,6 +223,7 @@ def load_rows(
         notes=tuple(notes),
         subset=subset.to_json(),
         val_fraction=val_fraction,
+        excluded=excluded.record if excluded else None,
     ).carved(seed)
 
 

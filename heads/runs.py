@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.canary import Canary
 from featcache.disk import explained, sync_folder
 from featcache.errors import UsageError, UserError
 from featcache.files import one_line
 from heads.plain_data import read_arrays, read_object
 from heads.predictors import Head
+from heads.run_canary import write_canary
 from heads.saved import save_head
 
 #: Version of the keys in ``run.json``.
@@ -44,7 +46,13 @@ _METRICS: _Fields = {
     "macro_f1": _NUMBER, "log_loss": (*_NUMBER, _ABSENT), "ece": (*_NUMBER, _ABSENT),
 }  # fmt: skip
 #: Keys that runs may have or lack, so that readers and runs of before and after them fit each other.
-_MAY: _Fields = {"features": dict, "calibration": (dict, _ABSENT), "comparisons": list, "notes": list}
+_MAY: _Fields = {
+    "features": dict,
+    "calibration": (dict, _ABSENT),
+    "comparisons": list,
+    "notes": list,
+    "model_sha256": str,
+}
 _COST: _Fields = {"fit_s": _NUMBER, "peak_rss_mb": _NUMBER, "device": str}
 
 
@@ -97,6 +105,7 @@ def write_run(
     predictions: Mapping[str, NDArray[Any]],
     head: Head,
     head_meta: Mapping[str, Any],
+    canaries: Sequence[Canary] = (),
     draw: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a run's folder under another name and rename it.
@@ -106,6 +115,7 @@ def write_run(
         record: what becomes ``run.json``.
         predictions: arrays for ``predictions.npz``.
         head, head_meta: for ``head.npz``.
+        canaries: what each encoder made of the shipped pictures, for ``canary.npz``.
         draw: draws pictures into the folder that it is given.
 
     Raises:
@@ -115,6 +125,8 @@ def write_run(
         (temporary / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         np.savez(temporary / "predictions.npz", allow_pickle=False, **predictions)
         save_head(temporary / "head.npz", head, dict(head_meta))
+        if canaries:
+            write_canary(temporary, canaries)
         if draw:
             draw(temporary)
 

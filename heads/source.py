@@ -10,6 +10,7 @@ from typing import Literal
 from featcache.cache import Cache
 from featcache.errors import UserError
 from featcache.subset import Subset
+from heads.exclusion import Exclusion
 from heads.rows import Rows, load_rows
 
 _REMEMBERED = 2  # sets of rows, of which a worker keeps the latest opened
@@ -22,12 +23,13 @@ class Source:
     Attributes:
         paths: absolute, of caches whose features are put side by side.
         fingerprints: theirs; a file that was replaced in the meantime is refused.
-        subset, val_fraction, seed, pool_maps, views: as in `load_rows`.
+        subset, exclude, val_fraction, seed, pool_maps, views: as in `load_rows`.
     """
 
     paths: tuple[Path, ...]
     fingerprints: tuple[str, ...]
     subset: Subset = field(default_factory=Subset)
+    exclude: Exclusion | None = None
     val_fraction: float = 0.1
     seed: int = 0
     pool_maps: bool = False
@@ -55,6 +57,7 @@ def _opened(source: Source) -> tuple[tuple[Cache, ...], Rows]:
     rows = load_rows(
         caches,
         subset=source.subset,
+        exclude=source.exclude,
         val_fraction=source.val_fraction,
         seed=source.seed,
         pool_maps=source.pool_maps,

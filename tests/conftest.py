@@ -21,6 +21,8 @@ from featcache.embedding import Embedding
 from finetune import finetune_command
 from finetune.comparison import compare_command
 from heads import fit_head_command
+from heads.audit import audit_command
+from heads.serving import export_command, predict_command
 
 #: Flags that make embedding quick: a real backbone with random weights, on few and small images.
 QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--per-class", "6"]
@@ -117,8 +119,11 @@ def run(
         "embed": embed_command.main,
         "fit-head": fit_head_command.main,
         "finetune": finetune_command.main,
+        "export": export_command.main,
         "cache": cache_command.main,
+        "predict": predict_command.main,
         "compare": compare_command.main,
+        "audit": audit_command.main,
     }
 
     def call(command: str, *arguments: object) -> tuple[int, str, str]:

@@ -23,7 +23,7 @@ def split_of(path: Path, values: np.ndarray, *, block_rows: int = 16) -> CachedS
         "features": Stored(file, checksums.nbytes, values.dtype, values.shape),
         "labels": Stored(file, 0, np.dtype("<i8"), (len(values),)),
     }
-    return CachedSplit("train", stored, block_rows=block_rows, n_classes=2)
+    return CachedSplit("train", stored, block_rows=block_rows, class_names=("a", "b"))
 
 
 def half(*shape: int) -> np.ndarray:

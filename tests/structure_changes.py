@@ -27,7 +27,9 @@ def sealed_again(path: Path) -> None:
     stored = stored_data_sets(file, structure)
     with path.open("r+b") as out:
         for name in structure.splits:
-            split = CachedSplit(name, stored[name], block_rows=structure.attributes["block_rows"], n_classes=10)
+            split = CachedSplit(
+                name, stored[name], block_rows=structure.attributes["block_rows"], class_names=tuple("0123456789")
+            )
             checksums = split.checksums.copy()
             for part in layout.CHECKED:
                 for block, values in split.blocks(part, check=False):

@@ -53,7 +53,7 @@ def test_lr_auto_trains_at_what_is_found(run: Run, tmp_path: Path, monkeypatch: 
     rate = auto["range_test"]["suggested"]
     assert auto["plan"]["rates"] == {"layer4": rate / 4, "fc": rate}
     assert {path.name for path in (tmp_path / "runs/auto").iterdir()} == {
-        "run.json", "predictions.npz", "model.pth", "history.png", "rates.png",
+        "run.json", "predictions.npz", "canary.npz", "model.pth", "history.png", "rates.png",
     }  # fmt: skip
     assert read_run(tmp_path / "runs/auto").record == auto
     by_hand = told(run, *flags, "--lr", repr(rate), "--name", "hand")

@@ -28,20 +28,20 @@ def changes_of(staged: StagedModel, flags: dict[str, Any], **given: Any) -> dict
 @pytest.mark.parametrize(
     ("flags", "frozen"),
     [
-        ({}, {"stem", "layer1", "layer2", "layer3"}),
-        ({"unfreeze": "last:1"}, {"stem", "layer1", "layer2"}),
-        ({"freeze": "layer1,layer2", "batch_norm": "train"}, {"layer1", "layer2"}),
-        ({"progressive": True, "unfreeze": "last:2", "epochs": 3}, {"stem", "layer1"}),
-        ({"unfreeze": "all"}, set()),
+        ({}, "stem layer1 layer2 layer3"),
+        ({"unfreeze": "last:1"}, "stem layer1 layer2"),
+        ({"freeze": "layer1,layer2", "batch_norm": "train"}, "layer1 layer2"),
+        ({"progressive": True, "unfreeze": "last:2", "epochs": 3}, "stem layer1"),
+        ({"unfreeze": "all"}, ""),
     ],
     ids=str,
 )
-def test_frozen_stages_show_exactly_no_change(flags: dict[str, Any], frozen: set[str]) -> None:
+def test_frozen_stages_show_exactly_no_change(flags: dict[str, Any], frozen: str) -> None:
     staged = tiny()
     found = changes_of(staged, flags, optimizer="adamw", weight_decay=0.1)
     assert list(found) == ["stem", "layer1", "layer2", "layer3", "fc"]
     for name, change in found.items():
-        if name in frozen:
+        if name in frozen.split():
             assert (change.weight_change, change.gradient_norm) == (0.0, None)
         else:
             assert change.weight_change is not None

@@ -39,7 +39,8 @@ def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
     assert "rows: 50 train, 10 val, 359 test" in out
     assert "95 % interval" in out
     run_folder = tmp_path / "runs" / "digits-resnet18-logreg-1"
-    assert {entry.name for entry in run_folder.glob("*.[jn]*")} == {"run.json", "predictions.npz", "head.npz"}
+    files = {"run.json", "predictions.npz", "head.npz", "canary.npz"}
+    assert {entry.name for entry in run_folder.glob("*.[jn]*")} == files
 
 
 def test_json_is_all_there_is_on_stdout(run: Run, tmp_path: Path) -> None:

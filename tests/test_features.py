@@ -238,7 +238,7 @@ def opened(path: str) -> CachedSplit:
         "features": Stored(file, n_blocks * layout.CHECKSUMS.itemsize, np.dtype("<f2"), (n_rows, width)),
         "labels": Stored(file, 0, np.dtype("<i8"), (n_rows,)),
     }
-    return CachedSplit("train", stored, block_rows=block_rows, n_classes=2)
+    return CachedSplit("train", stored, block_rows=block_rows, class_names=("a", "b"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is told by /proc")

@@ -75,7 +75,8 @@ def test_three_commands_in_a_row(run: Run, tmp_path: Path, embedded: Cache) -> N
         "epoch", "phase", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds",
     }  # fmt: skip
     folder = tmp_path / "runs/digits-resnet18-partial_layer4-1"
-    assert {path.name for path in folder.iterdir()} == {"run.json", "predictions.npz", "model.pth", "history.png"}
+    files = {"run.json", "predictions.npz", "canary.npz", "model.pth", "history.png"}
+    assert {path.name for path in folder.iterdir()} == files
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits-resnet18-logreg-1", folder.name]
     finished = read_run(folder)
     assert finished.record == tuned

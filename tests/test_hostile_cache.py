@@ -84,7 +84,7 @@ def linked(name: str, link: object) -> Callable[[h5py.File], None]:
         (replaced("train/labels", data=np.zeros(40, "<i4")), "expected int64 of"),
         (replaced("train/status", data=np.zeros(40, "u1"), compression="gzip"), "not stored as one contiguous piece"),
         (replaced("train/status", shape=(40,), dtype="u1", external=[("/etc/passwd", 0, 40)]), "one contiguous piece"),
-        (lambda file: file.create_group("extra"), "expected /provenance, /canary, /train, /test and at most /val"),
+        (lambda file: file.create_group("extra"), "expected /provenance, /canary, /train and at most /test and /val"),
         (lambda file: file.create_dataset("train/extra", data=1), "in /train, found .*extra"),
         (lambda file: file.attrs.create("extra", 1), "expected the attributes block_rows, class_names.* and no other"),
         (lambda file: file.attrs.create("encoder", [1.5]), "the attribute encoder is of another type"),

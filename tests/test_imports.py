@@ -56,6 +56,9 @@ def test_only_commands_parse_arguments_or_print(package: str) -> None:
         "featcache.datasets",
         "heads.head_run",
         "featcache.embed_command, featcache.cache_command, heads.fit_head_command, finetune.finetune_command",
+        "heads.serving.export_command",
+        "heads.serving.predict_command, heads.serving.inputs, heads.serving.resumable_file, heads.serving.predictions",
+        "heads.audit.audit_command, heads.audit.audit",
         "finetune, finetune.planning, finetune.settings, finetune.rates",
         "finetune.comparison.compare_command, finetune.comparison.results, finetune.comparison.recipe",
         "featcache.upkeep.inventory, featcache.upkeep.garbage, featcache.upkeep.export",
@@ -73,7 +76,7 @@ def test_public_names_are_there() -> None:
         _ = featcache.nothing
 
 
-@pytest.mark.parametrize("command", ["embed", "fit-head", "finetune", "compare", "cache"])
+@pytest.mark.parametrize("command", ["embed", "fit-head", "finetune", "compare", "predict", "export", "audit", "cache"])
 def test_help_answers_at_once(command: str) -> None:
     seconds = []
     for _ in range(3):

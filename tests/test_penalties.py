@@ -57,7 +57,7 @@ def test_value_and_gradient_by_hand(weighted: bool) -> None:
     with torch.no_grad():
         for parameter in staged.model.parameters():
             parameter.add_(torch.randn(parameter.shape))
-    value = term(thawed, epoch=0, step=0)
+    value = term(thawed, epoch=0, step=0, n_steps=1)
     value.backward()
     expected = 0.0
     for name, parameter in staged.model.named_parameters():
@@ -75,7 +75,7 @@ def test_nothing_is_held_while_the_head_alone_trains() -> None:
     staged = tiny()
     plan = plan_for(staged, progressive=True, phase_epochs=[1], epochs=None)
     term = pull(staged, plan, 5.0)
-    assert not term(thaw(staged, plan, plan.phases[0]), epoch=0, step=0).requires_grad
+    assert not term(thaw(staged, plan, plan.phases[0]), epoch=0, step=0, n_steps=1).requires_grad
     done = quick(staged, plan, terms=[term])
     penalties = [entry["penalty"] for entry in done.history]
     assert penalties[0] == 0

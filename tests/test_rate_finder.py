@@ -22,6 +22,7 @@ from finetune.plans import Plan
 from finetune.plots import draw_rates
 from finetune.rate_finder import RANGES, STEPS, FoundRates, find_rates
 from finetune.settings import Settings
+from finetune.share import WHOLE, Share
 from finetune.sources import Labels
 
 
@@ -51,8 +52,8 @@ def assert_untouched(staged: StagedModel, before: dict[str, Tensor]) -> None:
 class Breaking(TensorSource):
     """Gives some batches, and then fails or gives what is not finite."""
 
-    def batches(self, rows: Sequence[Labels], *, augment: bool) -> Iterator[Tensor]:
-        for k, inputs in enumerate(super().batches(rows, augment=augment)):
+    def batches(self, rows: Sequence[Labels], *, augment: bool, share: Share = WHOLE) -> Iterator[Tensor]:
+        for k, inputs in enumerate(super().batches(rows, augment=augment, share=share)):
             if k == 7:
                 raise KeyboardInterrupt
             yield inputs

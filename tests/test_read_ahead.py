@@ -29,7 +29,7 @@ def slow_first(index: int, _stop: threading.Event) -> int:
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("count", [0, 1, 2, 17])
 def test_values_come_in_order(workers: int, count: int) -> None:
-    assert list(read_ahead(slow_first, count, workers=workers)) == list(range(count))
+    assert list(read_ahead(slow_first, range(count), workers=workers)) == list(range(count))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -41,7 +41,7 @@ def test_so_many_are_read_ahead_and_no_more(workers: int) -> None:
         begun.append(index)
         return index
 
-    for index in read_ahead(read, 20, workers=workers):
+    for index in read_ahead(read, range(20), workers=workers):
         time.sleep(0.02)  # a slow consumer
         ahead = len(begun) - (index + 1)
         assert ahead <= workers + 1
@@ -52,12 +52,12 @@ def test_so_many_are_read_ahead_and_no_more(workers: int) -> None:
 
 def test_workers_work_at_the_same_time() -> None:
     together = threading.Barrier(3, timeout=10)
-    assert list(read_ahead(lambda index, _stop: together.wait() >= 0, 3, workers=3)) == [True] * 3
+    assert list(read_ahead(lambda index, _stop: together.wait() >= 0, range(3), workers=3)) == [True] * 3
 
 
 def test_without_workers_it_is_the_callers_thread_that_reads_and_only_when_asked() -> None:
     seen: list[tuple[int, int]] = []
-    values = read_ahead(lambda index, _stop: seen.append((index, threading.get_ident())), 5, workers=0)
+    values = read_ahead(lambda index, _stop: seen.append((index, threading.get_ident())), range(5), workers=0)
     next(values)
     next(values)
     assert seen == [(0, threading.get_ident()), (1, threading.get_ident())]
@@ -71,7 +71,7 @@ def test_an_error_is_raised_at_its_turn(workers: int, error: type[BaseException]
             raise error("the fifth")
         return index
 
-    values = read_ahead(read, 50, workers=workers)
+    values = read_ahead(read, range(50), workers=workers)
     assert [next(values) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(error, match="the fifth"):
         next(values)
@@ -93,7 +93,7 @@ def patient(stopped: list[int]) -> object:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_closing_early_stops_what_is_in_the_making(workers: int) -> None:
     stopped: list[int] = []
-    values = read_ahead(patient(stopped), 1000, workers=workers)
+    values = read_ahead(patient(stopped), range(1000), workers=workers)
     assert next(values) == 0
     time.sleep(0.05)
     begun = time.perf_counter()
@@ -106,7 +106,7 @@ def test_an_error_of_the_caller_stops_it_too() -> None:
     stopped: list[int] = []
 
     def divide() -> None:
-        for value in read_ahead(patient(stopped), 1000, workers=2):
+        for value in read_ahead(patient(stopped), range(1000), workers=2):
             time.sleep(0.05)
             _ = 1 // value
 
@@ -125,7 +125,7 @@ def test_ctrl_c_stops_it_while_it_waits() -> None:
     begun = time.perf_counter()
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(read_ahead(patient(stopped), 1000, workers=2))
+            list(read_ahead(patient(stopped), range(1000), workers=2))
     finally:
         signal.signal(signal.SIGINT, handler)
     timer.join()
@@ -133,9 +133,19 @@ def test_ctrl_c_stops_it_while_it_waits() -> None:
     assert sorted(stopped) == [1, 2]
 
 
+@pytest.mark.parametrize("workers", WORKERS)
+def test_items_are_asked_for_no_further_ahead_than_they_are_read(workers: int) -> None:
+    asked: list[int] = []
+    items = (asked.append(index) or index for index in range(10**9))
+    values = read_ahead(lambda index, _stop: index, items, workers=workers)
+    assert [next(values) for _ in range(5)] == list(range(5))
+    assert len(asked) <= 5 + workers + 1
+    values.close()
+
+
 def test_nothing_is_started_before_the_first_is_asked_for() -> None:
     begun: list[int] = []
-    values = read_ahead(lambda index, _stop: begun.append(index), 5, workers=2)
+    values = read_ahead(lambda index, _stop: begun.append(index), range(5), workers=2)
     time.sleep(0.05)
     values.close()
     assert not begun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,13 +30,18 @@ def test_the_quick_start_is_two_lines() -> None:
 
 def test_the_python_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(cache.path.parent.parent)
-    example, logistic = examples(README)
-    names: dict[str, object] = {}
-    exec(logistic, names)
-    assert names["path"].coefs_.shape == (3, 10, 64)
-    exec(example, names)
+    pytest.importorskip("pandas")
+    reading, embedding, logistic = examples(README.split("\n## From Python\n")[1].split("\n## ")[0])
+    names: dict[str, Any] = {}
+    exec(reading, names)
     assert names["X"].shape == (40, 512)
     assert names["y"].shape == (40,)
+    assert len(names["pairs"]) == len(names["frame"]) == 40
+    exec(embedding, names)
+    assert names["search"].best_score_ > 0.5
+    assert len(list(Path("features/embedder").glob("*.h5"))) == 2
+    exec(logistic, names)
+    assert names["path"].coefs_.shape == (3, 10, 64)
 
 
 def test_the_format_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

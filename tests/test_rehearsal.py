@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from making import Stop
 from torch import nn
 from trained import assert_same, stop_at
-from tuning import CPU, pictures, plan_for, quick, tiny, weights_of
+from tuning import CPU, TensorSource, pictures, plan_for, quick, tiny, weights_of
 
 from featcache.cache import Cache
 from featcache.datasets import load_dataset
@@ -52,11 +52,11 @@ def test_the_loss_by_hand() -> None:
     term = rehearsal(staged, head=head, batch_size=64)
     start = term.rehearsed.features
     thawed = thaw(staged, plan, plan.phases[0])
-    assert float(term(thawed, epoch=0, step=0).detach()) == pytest.approx(0, abs=1e-5)
+    assert float(term(thawed, epoch=0, step=0, n_steps=1).detach()) == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
         weight = staged.model.get_parameter("layer3.0.weight")
         weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    value = term(thawed, epoch=0, step=0)
+    value = term(thawed, epoch=0, step=0, n_steps=1)
     value.backward()
     with torch.no_grad():
         now = staged.trunk()(pictures(20, seed=3).inputs)
@@ -79,7 +79,7 @@ def test_batches_follow_from_seed_epoch_and_step() -> None:
     def value(seed: int, epoch: int, step: int) -> float:
         settings = Settings(batch_size=8, seed=seed)
         term = Rehearsal(staged, own_head(), start, weight=1.0, settings=settings, device=CPU)
-        return float(term(thaw(staged, plan, plan.phases[0]), epoch=epoch, step=step).detach())
+        return float(term(thaw(staged, plan, plan.phases[0]), epoch=epoch, step=step, n_steps=5).detach())
 
     places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     values = [value(*place) for place in places]
@@ -110,6 +110,33 @@ def test_it_keeps_the_answers_and_goes_on_to_the_same_bits(tmp_path: Path, monke
             quick(first, plan, terms=[rehearsal(first, 30.0)], on_epoch=stop_at(epoch), **where)
         quick(second, plan, terms=[rehearsal(second, 30.0)], resume=True, **where)
         assert_same(weights_of(second), models[1])
+
+
+def test_an_epochs_images_are_asked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they can be read ahead; and they are those that a step by itself would get."""
+    staged = tiny(dropout=0.0)
+    plan = plan_for(staged, unfreeze="all")
+    with torch.no_grad():
+        start = rehearsed(staged)
+        staged.model.get_parameter("conv1.0.weight").add_(0.1)
+    thawed = thaw(staged, plan, plan.phases[0])
+
+    def fresh() -> Rehearsal:
+        return Rehearsal(staged, own_head(), start, weight=1.0, settings=Settings(batch_size=8), device=CPU)
+
+    places = [(epoch, step) for epoch in range(2) for step in range(3)]
+    alone = [float(fresh()(thawed, epoch=epoch, step=step, n_steps=step + 1).detach()) for epoch, step in places]
+    asked: list[int] = []
+    right = TensorSource.batches
+
+    def batches(self: TensorSource, rows: Any, **more: Any) -> Any:
+        asked.append(len(rows))
+        return right(self, rows, **more)
+
+    monkeypatch.setattr(TensorSource, "batches", batches)
+    term = fresh()
+    assert [float(term(thawed, epoch=epoch, step=step, n_steps=3).detach()) for epoch, step in places] == alone
+    assert asked == [3, 3]
 
 
 def test_images_stand_beside_their_features(cache: Cache, folder: Path, embed: Callable[..., Embedding]) -> None:

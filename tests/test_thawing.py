@@ -29,24 +29,24 @@ def changed(staged: StagedModel, before: Mapping[str, Tensor]) -> set[str]:
 @pytest.mark.parametrize(
     ("flags", "trained"),
     [
-        ({}, {"head"}),
-        ({"unfreeze": "layer3"}, {"layer3", "head"}),
-        ({"freeze": "middle"}, {"stem", "layer2", "layer3", "head"}),
-        ({"unfreeze": "all"}, {"stem", "layer1", "layer2", "layer3", "head"}),
+        ({}, "head"),
+        ({"unfreeze": "layer3"}, "layer3 head"),
+        ({"freeze": "middle"}, "stem layer2 layer3 head"),
+        ({"unfreeze": "all"}, "stem layer1 layer2 layer3 head"),
     ],
     ids=str,
 )
-def test_what_is_frozen_stands_still(flags: dict[str, Any], trained: set[str], batch_norm: str) -> None:
+def test_what_is_frozen_stands_still(flags: dict[str, Any], trained: str, batch_norm: str) -> None:
     staged = tiny()
     before = weights_of(staged)
     plan = plan_for(staged, batch_norm=batch_norm, **flags)
     done = quick(staged, plan, validation=None)
-    assert changed(staged, before) == trained
+    assert changed(staged, before) == set(trained.split())
     moving = moving_state(staged, plan.trained, plan.batch_norm)
     for name, tensor in weights_of(staged).items():
         if "running" in name or "num_batches" in name:
             in_train_mode = name in moving
-            assert in_train_mode == (batch_norm == "train" and _stage(staged, name) in trained)
+            assert in_train_mode == (batch_norm == "train" and _stage(staged, name) in trained.split())
             assert torch.equal(tensor, before[name]) != in_train_mode, name
     assert done.frozen_sha256["before"] == done.frozen_sha256["after"]
 

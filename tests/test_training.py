@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from trained import ALL_RANDOM, assert_same
+from trained import ALL_RANDOM, assert_same, timeless
 from tuning import pictures, plan_for, quick, tiny, weights_of
 
 from featcache.errors import UserError
 from featcache.stages import StagedModel
 from finetune.plans import Plan
 from finetune.rates import rate_factor
+from finetune.share import WHOLE, Share
 
 
 def plain_loop(staged: StagedModel, plan: Plan, *, n: int, batch_size: int) -> dict[str, Tensor]:
@@ -191,7 +192,7 @@ class Cached:
     def serving(self, cut: int) -> Any:
         return self if cut >= self.cut else self.images
 
-    def batches(self, rows: Any, *, augment: bool) -> Iterator[Tensor]:
+    def batches(self, rows: Any, *, augment: bool, share: Share = WHOLE) -> Iterator[Tensor]:
         for numbers in rows:
             yield self.maps[torch.from_numpy(numbers)]
 
@@ -220,3 +221,25 @@ def test_validation_by_the_average_leaves_the_training_alone() -> None:
         done = quick(staged, plan_for(staged, unfreeze="all", epochs=3), ema=0.9, validation=validation)
         losses.append([entry["train_loss"] for entry in done.history])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("flags", [{}, {"ema": 0.9, "patience": 2}], ids=str)
+def test_a_test_curve_changes_nothing_else(flags: dict[str, Any]) -> None:
+    results = []
+    for test in (None, pictures(12, seed=2)):
+        staged = tiny()
+        done = quick(staged, plan_for(staged, unfreeze="all", epochs=5, lr=0.1), test=test, **flags)
+        results.append((done, weights_of(staged)))
+    (plain, weights), (drawn, others) = results
+    assert_same(others, weights)
+    assert drawn.best_epoch == plain.best_epoch
+    curve = [(entry.pop("test_loss"), entry.pop("test_accuracy")) for entry in drawn.history]
+    assert timeless(drawn.history) == timeless(plain.history)
+    assert len(set(curve)) > 1
+
+
+def test_a_test_curve_is_of_the_weights_that_validation_scores() -> None:
+    staged, rows = tiny(), pictures(9, seed=1)
+    done = quick(staged, plan_for(staged, epochs=3), ema=0.5, validation=rows, test=rows)
+    assert [e["test_loss"] for e in done.history] == [e["val_loss"] for e in done.history]
+    assert [e["test_accuracy"] for e in done.history] == [e["val_accuracy"] for e in done.history]

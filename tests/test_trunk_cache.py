@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from finetune.image_source import ImageSource, Pictures
 from finetune.map_source import MapSource
 from finetune.plans import Plan
 from finetune.settings import Settings
-from finetune.sources import Labels
 from finetune.trunk_cache import TrunkCached, with_trunk_cache
 from finetune.tuned_run import TunedRun, fine_tune
 
@@ -118,9 +117,9 @@ def test_progressive_plans_use_it_until_the_first_thaw_below_the_cut(
     for kind in (ImageSource, MapSource):
         right = kind.batches
 
-        def batches(self: Any, rows: Sequence[Labels], *, augment: bool, right: Any = right) -> Iterator[Tensor]:
+        def batches(self: Any, rows: Any, *, augment: bool, right: Any = right, **more: Any) -> Iterator[Tensor]:
             served.append(type(self).__name__ if augment else "")
-            return right(self, rows, augment=augment)
+            return right(self, rows, augment=augment, **more)
 
         monkeypatch.setattr(kind, "batches", batches)
     found, others, _ = tuned(cache, trunk.rows, **flags)

@@ -117,7 +117,9 @@ def test_heads_take_the_plain_view_where_asked_and_say_so(run: Run, tmp_path: Pa
     scores = [json.loads((tmp_path / f"runs/{name}/run.json").read_text())["metrics"] for name in ("views", "plain")]
     assert scores[0] == scores[1]
     views, plain = (np.load(tmp_path / f"runs/{name}/predictions.npz") for name in ("views", "plain"))
-    np.testing.assert_allclose(views["test_scores"], plain["test_scores"], rtol=1e-2, atol=1e-3)
+    # Batches of other images differ in the last bits of float32, and so now and then in one of float16.
+    largest = np.abs(plain["test_scores"]).max()
+    np.testing.assert_allclose(views["test_scores"], plain["test_scores"], rtol=0, atol=1e-3 * largest)
 
 
 @pytest.mark.parametrize("flags", [["--views", -1], ["--flip", 0.5], ["--views", 2, "--crop-scale", "0.5,2"]])

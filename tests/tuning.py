@@ -16,6 +16,7 @@ from finetune.new_head import replace_head
 from finetune.planning import make_plan
 from finetune.plans import Plan
 from finetune.settings import Settings
+from finetune.share import WHOLE, Share
 from finetune.sources import Labels, Source
 from finetune.training import Trained, train
 
@@ -33,9 +34,9 @@ class TensorSource:
     def serving(self, cut: int) -> Source:
         return self
 
-    def batches(self, rows: Sequence[Labels], *, augment: bool) -> Iterator[Tensor]:
+    def batches(self, rows: Sequence[Labels], *, augment: bool, share: Share = WHOLE) -> Iterator[Tensor]:
         for numbers in rows:
-            yield self.inputs[torch.from_numpy(numbers)]
+            yield self.inputs[torch.from_numpy(numbers[share.places(len(numbers))])]
 
 
 class Tiny(nn.Module):
@@ -88,7 +89,18 @@ def plan_for(staged: StagedModel, **flags: Any) -> Plan:
 
 def quick(staged: StagedModel, plan: Plan, *, n: int = 24, rows: Source | None = None, **given: Any) -> Trained:
     """Train on a few noise pictures."""
-    ours = ("terms", "validation", "stop_after", "checkpoint", "fingerprint", "resume", "on_epoch", "on_step")
+    ours = (
+        "terms",
+        "validation",
+        "test",
+        "ranks",
+        "stop_after",
+        "checkpoint",
+        "fingerprint",
+        "resume",
+        "on_epoch",
+        "on_step",
+    )
     settings = Settings(**{"batch_size": 8, **{key: value for key, value in given.items() if key not in ours}})
     others = {"validation": pictures(9, seed=1), **{key: value for key, value in given.items() if key in ours}}
     return train(staged, plan, rows or pictures(n), settings=settings, device=CPU, **others)

@@ -20,9 +20,7 @@ from featcache.cache import Cache
 from featcache.cached_split import CachedSplit
 from featcache.disk import explained, sync_folder
 from featcache.errors import UserError, missing_extra
-from featcache.upkeep.description import status_name
-
-COLUMNS = ("row", "id", "label", "class", "status", "content")
+from featcache.tables import COLUMNS, columns
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def _write_all(
     cache: Cache,
     folder: Path,
     table: str,
-    write_table: Callable[[Cache, CachedSplit, Path], None],
+    write_table: Callable[[CachedSplit, Path], None],
     on_progress: Callable[[int, int], None],
 ) -> None:
     total, before = sum(map(len, cache.splits.values())), 0
@@ -89,7 +87,7 @@ def _write_all(
         for done in _write_features(split, folder / f"{name}-features.npy"):
             on_progress(before + done, total)
         before += len(split)
-        write_table(cache, split, folder / f"{name}.{table}")
+        write_table(split, folder / f"{name}.{table}")
     told = {
         "encoder": cache.encoder,
         "encoder_fingerprint": cache.encoder_fingerprint,
@@ -115,40 +113,25 @@ def _write_features(split: CachedSplit, path: Path) -> Iterator[int]:
         os.fsync(file.fileno())
 
 
-def _columns(cache: Cache, split: CachedSplit) -> dict[str, list[Any]]:
-    labels = split.labels.tolist()
-    names = dict(enumerate(cache.class_names))
-    content = [row.tobytes().hex() for row in split.content]
-    each = (
-        list(range(len(split))),
-        list(split.ids),
-        labels,
-        [names.get(label, "") for label in labels],
-        [status_name(status) for status in split.status.tolist()],
-        content,
-    )
-    return dict(zip(COLUMNS, each, strict=True))
-
-
-def _write_csv(cache: Cache, split: CachedSplit, path: Path) -> None:
+def _write_csv(split: CachedSplit, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)  # lines end in CR LF: older writers would leave a CR in an id unquoted otherwise
         writer.writerow(COLUMNS)
-        writer.writerows(zip(*_columns(cache, split).values(), strict=True))
+        writer.writerows(zip(*columns(split).values(), strict=True))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _parquet_writer() -> Callable[[Cache, CachedSplit, Path], None]:
+def _parquet_writer() -> Callable[[CachedSplit, Path], None]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise missing_extra("pyarrow", "parquet") from error
 
-    def write(cache: Cache, split: CachedSplit, path: Path) -> None:
+    def write(split: CachedSplit, path: Path) -> None:
         with path.open("wb") as file:
-            parquet.write_table(pyarrow.table(_columns(cache, split)), file)
+            parquet.write_table(pyarrow.table(columns(split)), file)
             file.flush()
             os.fsync(file.fileno())
 

@@ -69,8 +69,8 @@ def find_garbage(
         found |= dict(_superseded(sound))
     in_the_making = {(each.cache, each.host) for each in work if each.kind == "partial" and each.path not in found}
     found |= dict(_idle_locks(work, in_the_making, older_than * _DAY))
-    judged = (_judged(path, reason) for path, reason in found.items())
-    return [garbage for garbage in judged if garbage]
+    each = (judged(path, reason) for path, reason in found.items())
+    return [garbage for garbage in each if garbage]
 
 
 def delete(garbage: Garbage) -> str:
@@ -84,7 +84,7 @@ def delete(garbage: Garbage) -> str:
     try:
         with building(cache, on_wait=_in_use):  # makes this host's lock where there was none
             is_our_lock = work is not None and work.kind == "lock" and work.is_ours
-            changed = not is_our_lock and _judged(garbage.path, garbage.reason) != garbage
+            changed = not is_our_lock and judged(garbage.path, garbage.reason) != garbage
             if not changed and not is_our_lock:
                 garbage.path.unlink()
             _unlink_lock(cache)
@@ -109,8 +109,8 @@ def _unlink_lock(cache: Path) -> None:
             lock.path.unlink(missing_ok=True)
 
 
-def _judged(path: Path, reason: str) -> Garbage | None:
-    """None where the file is gone."""
+def judged(path: Path, reason: str) -> Garbage | None:
+    """A file that serves nothing any more, as it is now; None where it is gone."""
     with suppress(FileNotFoundError):
         status = path.lstat()
         work = work_file(path)

@@ -8,17 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from featcache import layout
-from featcache.datasets import ImageDataset, load_dataset
 from featcache.embed_command import default_workers
 from featcache.errors import UserError
 from featcache.files import one_line
-from finetune.cached_rows import TuningRows, origin_of, tuning_rows
+from featcache.origin import original_images
+from finetune.cached_rows import TuningRows, tuning_rows
 from finetune.comparison.cells import CellPlan
 from finetune.comparison.methods import AUTO, RATE_FACTORS
 from finetune.comparison.starting import Start, begin, first_plan
 from finetune.comparison.trials import Trial, try_rate
 from finetune.plans import Plan
-from finetune.publishing import publish
+from finetune.publishing import publish, trunk_canary
 from finetune.rate_finder import FoundRates, find_rates
 from finetune.trunk_cache import TrunkCached, with_trunk_cache
 from finetune.trunk_choice import choose_trunk
@@ -56,7 +56,7 @@ def run_tuned_cell(
     method, cache, place = cell.method, cell.cache, cell.place
     start = begin(cell)
     staged = start.backbone.staged
-    dataset = _dataset_of(cell)
+    dataset = original_images(cell.cache)
     workers = default_workers(dataset, start.device) if place.workers is None else place.workers
     tuning = tuning_rows(
         cache, start.rows, device=start.device, augment=start.settings.augment, workers=workers, dataset=dataset
@@ -112,14 +112,10 @@ def run_tuned_cell(
         trunk=trunk,
     )
     _add_trials(record, cell, trials, best, trunk, found)
-    publish(cell.folder, record=record, tuned=tuned, model=staged.model, found=found)
+    canary = trunk_canary(start.backbone, precision=start.settings.precision, device=start.device)
+    publish(cell.folder, record=record, tuned=tuned, model=staged.model, canary=canary, found=found)
     shutil.rmtree(work, ignore_errors=True)
     return record
-
-
-def _dataset_of(cell: CellPlan) -> ImageDataset:
-    origin = origin_of(cell.cache)
-    return load_dataset(origin.dataset, root=origin.root)
 
 
 def _trunk_of(

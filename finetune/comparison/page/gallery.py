@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from featcache.cache import Cache
-from featcache.datasets import Images, load_dataset
+from featcache.datasets import Images
 from featcache.layout import OK
+from featcache.origin import original_images
 from featcache.preprocessing import Preprocessing
-from finetune.cached_rows import origin_of
 from finetune.comparison.page.words import short
 from heads.evidence.metrics import softmax
 from heads.runs import Run
@@ -61,8 +61,7 @@ class TestImages:
         Raises:
             UserError: it is not there.
         """
-        origin = origin_of(cache)
-        dataset = load_dataset(origin.dataset, root=origin.root)
+        dataset = original_images(cache)
         held = cache.splits["test"]
         # Another seed may have carved another test split: then they are in train now.
         splits = [split for name, split in dataset.splits.items() if name != "test"] + [dataset.splits["test"]]

@@ -1,0 +1,1 @@
+"""What may be wrong with a data set: duplicates, labels, outliers, classes; found in the features of a cache."""

@@ -1,0 +1,301 @@
+"""``bin/predict``: a run and images in; their classes, as a table, CSV or JSON lines, out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.command_line import Console, Parser, new_parser, numbers, run
+from featcache.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from heads.serving.inputs import Inputs
+    from heads.serving.loaded_run import LoadedRun
+    from heads.serving.predicting import Predicting
+    from heads.serving.predictions import Prediction, Writer
+
+DESCRIPTION = """Say what images show, by a run of bin/fit-head or bin/finetune, which knows its backbone, weights and
+preprocessing. With --out an interrupted prediction goes on where it was when the same command is given again."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run(
+        predict_parser(),
+        predict,
+        argv,
+        on_interrupt="with --out what is done is kept: run the same command to go on",
+        stdout_is_data=True,
+    )
+
+
+def predict_parser() -> Parser:
+    """The flags of ``bin/predict``."""
+    parser = new_parser("predict", DESCRIPTION)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or its name in --runs-dir")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="an image, a folder of images, or - for a list of paths on stdin"
+    )
+    told = parser.add_argument_group("what is told")
+    told.add_argument("--top", type=_whole, default=1, metavar="K", help="the K likeliest classes of each image (1)")
+    told.add_argument(
+        "--abstain", type=float, metavar="P", help="leave the class open where its probability is below P"
+    )
+    told.add_argument(
+        "--neighbors", type=_whole, default=0, metavar="K", help="the ids of the K nearest training images, by cosine"
+    )
+    told.add_argument("--strict", action="store_true", help="fail at the first damaged image instead of going on")
+    out = parser.add_argument_group("where to")
+    out.add_argument(
+        "--format", choices=("csv", "jsonl", "table"), help="by --out's ending; else a table on a terminal, and csv"
+    )
+    out.add_argument("--out", type=Path, metavar="FILE", help="a .csv or .jsonl file, written whole or gone on with")
+    out.add_argument("--restart", action="store_true", help="begin --out anew, over what is there")
+    model = parser.add_argument_group("backbone, which the run knows: another one is refused")
+    model.add_argument("--weights", metavar="FILE", help="where the backbone's weights came from a file: that file")
+    model.add_argument("--backbone", help="to be sure which it is")
+    model.add_argument("--image-size", type=int, metavar="PIXELS", help="likewise")
+    model.add_argument("--resize", choices=("crop", "squash"), help="likewise")
+    model.add_argument("--mean", type=numbers, metavar="R,G,B", help="likewise")
+    model.add_argument("--std", type=numbers, metavar="R,G,B", help="likewise")
+    work = parser.add_argument_group("work")
+    work.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
+    work.add_argument(
+        "--engine", choices=("eager", "compile", "openvino"), help="another than the features were made by (the run's)"
+    )
+    work.add_argument(
+        "--batch-size", type=_whole, metavar="N", help="images a forward pass (16 on a CPU, 256 on a GPU)"
+    )
+    work.add_argument("--workers", type=int, metavar="N", help="threads that read and decode (one a core, up to 16)")
+    return parser
+
+
+def predict(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Do what the flags ask for; gives the JSON object."""
+    from heads.comparing import find_run
+    from heads.runs import read_run
+    from heads.serving.inputs import inputs_of
+
+    format_name = _format(arguments)
+    if arguments.abstain is not None and not 0 < arguments.abstain <= 1:
+        raise UsageError(f"--abstain {arguments.abstain:g}: expected a probability above 0 and at most 1")
+    if arguments.workers is not None and arguments.workers < 0:
+        raise UsageError(f"--workers {arguments.workers}: expected a whole number from 0 on")
+    folder = find_run(arguments.run, arguments.runs_dir)
+    record = read_run(folder).record
+    check_encoder_flags(folder, record, arguments)
+    inputs = inputs_of(arguments.paths, sys.stdin.buffer)
+    total, left_out = inputs.counted()
+
+    loaded, asked = _loaded(folder, record, arguments, console)
+    if left_out:
+        kinds = ", ".join(f"{count:,} {suffix or 'without an ending'}" for suffix, count in sorted(left_out.items()))
+        console.note(f"files left out, being no JPEG, PNG, WebP, BMP or TIFF: {kinds}")
+    from heads.serving.predictions import Layout, writer_of
+
+    layout = Layout(
+        value="probability" if loaded.probabilistic else "score",
+        top=asked.top,
+        neighbors=asked.neighbors,
+        class_width=max(map(len, (*loaded.class_names, "class"))),
+    )
+    writer = writer_of(format_name, layout)
+    begun = time.perf_counter()
+    if arguments.out is None:
+        counts, done_before = _to_stdout(asked, inputs, writer, console, total), 0
+    else:
+        counts, done_before = _to_file(asked, inputs, writer, console, total, arguments, format_name)
+    seconds = time.perf_counter() - begun
+    told = _told(loaded, counts, arguments.out, done_before, seconds)
+    _tell(console, told)
+    return told
+
+
+def check_encoder_flags(folder: Path, record: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    """Refuse flags that ask for another backbone or preprocessing than the run's, by name."""
+    encoders = record["encoder"].get("parts") or [record["encoder"]]
+    asked = {
+        "--backbone": arguments.backbone,
+        "--image-size": arguments.image_size,
+        "--resize": arguments.resize,
+        "--mean": None if arguments.mean is None else list(arguments.mean),
+        "--std": None if arguments.std is None else list(arguments.std),
+    }
+    for flag, value in asked.items():
+        for encoder in encoders:
+            key = flag.removeprefix("--").replace("-", "_")
+            own = encoder.get(key) if key == "backbone" else dict(encoder.get("preprocessing", {})).get(key)
+            if value is not None and value != own:
+                given, its = (_spelled(each) for each in (value, own))
+                raise UserError(f"{flag} {given}: {folder} was made with {its}, and knows it; leave the flag out")
+
+
+def _spelled(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, list) else str(value)
+
+
+def _loaded(
+    folder: Path, record: Mapping[str, Any], arguments: argparse.Namespace, console: Console
+) -> tuple[LoadedRun, Predicting]:
+    """The run with its engines set up and its canary compared, and what is asked of it."""
+    from featcache.machine import choose_device, device_name, keep_freed_memory, n_cores
+    from heads.serving.drift import refuse_drift
+    from heads.serving.loaded_run import load_run
+    from heads.serving.predicting import Predicting
+
+    keep_freed_memory()
+    own = "eager" if record["kind"] == "finetune" else record["encoder"].get("engine")
+    on_cpu = (arguments.engine or own) == "openvino" and arguments.device == "auto"
+    device = choose_device("cpu" if on_cpu else arguments.device)
+    workers = min(16, n_cores()) if arguments.workers is None else arguments.workers
+    loaded = load_run(
+        folder,
+        device=device,
+        weights=arguments.weights,
+        engine=arguments.engine,
+        batch_size=arguments.batch_size,
+        workers=workers,
+    )
+    if arguments.abstain is not None and not loaded.probabilistic:
+        raise UserError(
+            f"--abstain {arguments.abstain:g}: the scores of {folder} ({loaded.record['method']}) are no "
+            "probabilities: fit it with --calibrate"
+        )
+    for each in loaded.serving:
+        preprocessing = each.backbone.preprocessing
+        views = "" if each.augmentation is None else f", averaged over {each.views_per_image} views of each image"
+        console.note(
+            f"run {folder}: {loaded.record['method']} on {each.backbone.name} ({each.backbone.weights['name']}), "
+            f"{preprocessing.image_size} px, {each.engine} in {each.precision}{views}"
+        )
+    console.note(f"device {device} ({device_name(device)})")
+    console.note(refuse_drift(loaded, cache_dir=arguments.cache_dir))
+    if not loaded.probabilistic:
+        console.note(f"{loaded.record['method']} has scores, no probabilities; --calibrate of bin/fit-head learns them")
+    among = None
+    if arguments.neighbors:
+        from heads.serving.training_neighbors import training_neighbors
+
+        among = training_neighbors(loaded, cache_dir=arguments.cache_dir, device=device)
+        console.note(f"{len(among.ids):,} training images to be near to")
+    asked = Predicting(
+        run=loaded,
+        top=min(arguments.top, len(loaded.class_names)),
+        abstain=arguments.abstain,
+        neighbors=0 if among is None else min(arguments.neighbors, len(among.ids)),
+        among=among,
+        strict=arguments.strict,
+        workers=workers,
+    )
+    return loaded, asked
+
+
+def _to_stdout(asked: Predicting, inputs: Inputs, writer: Writer, console: Console, total: int) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    print(writer.header(), end="", flush=True)
+    shown: AbstractContextManager[Callable[[int, int], None]]
+    shown = nullcontext(lambda done, total: None) if sys.stdout.isatty() else console.progress("predicting", "images")
+    with shown as progress:  # no bar where the lines themselves pass by
+        done = 0
+        for batch in asked.batches(inputs.paths()):
+            text = "".join(map(writer.line, batch.predictions))
+            sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
+            sys.stdout.buffer.flush()
+            _count(counts, batch.predictions)
+            progress(done := done + len(batch.predictions), total)
+    return counts
+
+
+def _to_file(
+    asked: Predicting,
+    inputs: Inputs,
+    writer: Writer,
+    console: Console,
+    total: int,
+    arguments: argparse.Namespace,
+    format_name: str,
+) -> tuple[Counter[str], int]:
+    """What was counted, in all tries together, and how many images were done before this one."""
+    from heads.serving.predicting import mark_of
+    from heads.serving.resumable_file import check_unchanged, resumed
+
+    job = {
+        "run": asked.run.fingerprint,
+        "--format": format_name,
+        "--top": asked.top,
+        "--abstain": asked.abstain,
+        "--neighbors": asked.neighbors,
+    }
+    with resumed(arguments.out, job, header=writer.header(), anew=arguments.restart) as made:
+        paths = inputs.paths()
+        if before := made.progress.items:
+            check_unchanged(made, map(mark_of, paths))
+            console.note(f"{arguments.out}: going on after {before:,} images")
+        counts = Counter(made.progress.counts)
+        with console.progress("predicting", "images") as progress:
+            progress(before, total)
+            for batch in asked.batches(paths):
+                _count(counts, batch.predictions)
+                made.append("".join(map(writer.line, batch.predictions)), batch.marks, counts)
+                progress(made.progress.items, total)
+        made.publish()
+    return counts, before
+
+
+def _count(counts: Counter[str], predictions: Sequence[Prediction]) -> None:
+    for each in predictions:
+        state = "damaged" if each.error else "abstained" if each.abstained else f"class {each.class_name}"
+        counts[state] += 1
+
+
+def _told(
+    loaded: LoadedRun, counts: Mapping[str, int], out: Path | None, done_before: int, seconds: float
+) -> dict[str, Any]:
+    images = sum(counts.values())
+    return {
+        "run": str(loaded.folder),
+        "out": None if out is None else str(out),
+        "images": images,
+        "classes": {name: counts.get(f"class {name}", 0) for name in loaded.class_names},
+        "abstained": counts.get("abstained", 0),
+        "damaged": counts.get("damaged", 0),
+        "done_before": done_before,
+        "seconds": round(seconds, 3),
+        "images_per_s": round((images - done_before) / seconds, 1),
+    }
+
+
+def _tell(console: Console, told: Mapping[str, Any]) -> None:
+    where = f"{told['out']}: " if told["out"] else ""
+    unsure = f", {told['abstained']:,} left open" if told["abstained"] else ""
+    console.note(
+        f"{where}{told['images']:,} images in {told['seconds']:.1f} s ({told['images_per_s']:,.1f} images/s{unsure})"
+    )
+    if told["damaged"]:
+        console.note(f"{told['damaged']:,} images could not be read, and say why in the column error")
+
+
+def _format(arguments: argparse.Namespace) -> str:
+    if arguments.out is None:
+        if arguments.json:
+            raise UsageError("--json prints a summary on stdout: give --out FILE for the predictions")
+        if arguments.restart:
+            raise UsageError("--restart begins --out FILE anew: give one")
+        return arguments.format or ("table" if sys.stdout.isatty() else "csv")
+    endings = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+    found = arguments.format or endings.get(arguments.out.suffix.lower())
+    if found is None or found == "table":
+        raise UsageError(f"--out {arguments.out}: give --format csv or jsonl, or a name that ends so")
+    return found
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 65536")
+    return int(text)
