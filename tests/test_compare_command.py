@@ -129,6 +129,15 @@ def test_shares_of_the_rows_and_a_budget(run: Run, tmp_path: Path) -> None:
         assert folder is not None
         dev.append(read_run(folder).record["dataset"]["chosen"]["subset"])
     assert dev == [{"fraction": 0.5, "take": "random", "seed": 1}, {}]
+    curve = compare(
+        run, "--methods", "logreg,head", *flags[2:6], "--epochs", "2", "--trials", "1", "--record-test-curve"
+    )
+    assert curve["table"][0]["accuracy"] == told["table"][0]["accuracy"]
+    (folder,) = [cell.run for cell in kept(tmp_path).cells if cell.method == "head"]
+    assert folder is not None
+    record = read_run(folder).record
+    best = record["history"][record["params"]["epochs"] - 1]
+    assert best["test_accuracy"] == pytest.approx(record["metrics"]["test"]["accuracy"])
     spent = compare(run, *flags, "--methods", "logreg,svm", "--budget", "0s")
     assert [row["n_failed"] for row in spent["table"]] == [0, 1, 0, 1]
     assert spent["table"][1]["notes"] == ["left out: the budget of 0 minutes was spent"]

@@ -57,6 +57,8 @@ def new_compare_parser() -> Parser:
     how.add_argument("--batch-size", type=int, metavar="N", help="of fine-tuning (32)")
     how.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="of fine-tuning (auto)")
     how.add_argument("--budget", type=duration, metavar="30m", help="begin no cell after so long: 90s, 30m, 1h30m")
+    how.add_argument("--record-test-curve", action="store_true", help="score test rows after each epoch too, for the "
+                     "report; used for nothing")  # fmt: skip
     how.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
     how.add_argument("--workers", type=int, metavar="N", help="threads that decode ahead (one a core)")
     add_subset_flags(parser)

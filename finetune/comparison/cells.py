@@ -32,6 +32,7 @@ class Place:
         device: ``auto``, or a device.
         workers: threads that decode ahead; None leaves it to the data.
         command: that asked.
+        record_test_curve: whether fine-tuning scores the test rows after each epoch too, for its history alone.
     """
 
     runs_dir: Path
@@ -40,6 +41,7 @@ class Place:
     device: str
     workers: int | None
     command: str
+    record_test_curve: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,6 +99,8 @@ class CellPlan:
             "recipe": asdict(self.recipe) if self.method.kind == "head" else None,
             "head": None if head is None else head.fingerprint,
         }
+        if self.place.record_test_curve and self.method.kind == "finetune":  # a run without the curve is another
+            told["test_curve"] = True
         return layout.fingerprint(told)
 
     @property

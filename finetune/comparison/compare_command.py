@@ -100,6 +100,7 @@ def _run(arguments: argparse.Namespace, console: Console, command: str) -> Compa
         device=arguments.device,
         workers=arguments.workers,
         command=command,
+        record_test_curve=arguments.record_test_curve,
     )
     keep_freed_memory()
     plans = plan_cells(

@@ -36,8 +36,10 @@ def try_rate(
     work: Path,
     fingerprint: str,
     on_step: Callable[[int, int], None],
+    *,
+    record_test_curve: bool,
 ) -> Trial:
-    """Train at one rate, or go on with it; its checkpoint stays in ``work``."""
+    """Train at one rate, or go on with it; its checkpoint stays in ``work``, with the test curve where it is wanted."""
     work.mkdir(exist_ok=True)
     start.restore()
     lr = plan.rates[plan.head]
@@ -48,6 +50,7 @@ def try_rate(
             rows.train,
             settings=start.settings,
             validation=rows.val,
+            test=rows.test if record_test_curve else None,
             device=start.device,
             checkpoint=work / CHECKPOINT,
             fingerprint=fingerprint,

@@ -79,7 +79,15 @@ def run_tuned_cell(
         for factor in RATE_FACTORS[: method.trials]
     ]
     trials = [
-        try_rate(start, each, rows, work / f"trial-{number}", _fingerprint(cell, number), on_step)
+        try_rate(
+            start,
+            each,
+            rows,
+            work / f"trial-{number}",
+            _fingerprint(cell, number),
+            on_step,
+            record_test_curve=place.record_test_curve,
+        )
         for number, each in enumerate(plans)
     ]
     finished = [number for number, trial in enumerate(trials) if trial.val_accuracy is not None]
