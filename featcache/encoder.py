@@ -75,7 +75,8 @@ class Encoder:
         if (reason := unavailable(work.engine, work.precision, work.device)) is not None:
             raise reason
         work = replace(work, batch_size=work.batch_size or default_batch(work.device))
-        found, reasons = np.empty((len(images.names), self.n_features), np.float32), {}
+        found = np.empty((len(images.names), self.n_features), np.float32)
+        reasons: dict[str, str] = {}
         numbers = np.arange(len(images.names))
         groups = [(SPLIT, numbers[i : i + work.group_rows]) for i in range(0, len(numbers), work.group_rows)]
         try:
