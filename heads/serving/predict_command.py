@@ -81,18 +81,31 @@ def predict(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.comparing import find_run
     from heads.runs import read_run
     from heads.serving.inputs import inputs_of
+    from heads.serving.resumable_file import refuse_finished
 
     format_name = _format(arguments)
     if arguments.abstain is not None and not 0 < arguments.abstain <= 1:
         raise UsageError(f"--abstain {arguments.abstain:g}: expected a probability above 0 and at most 1")
     if arguments.workers is not None and arguments.workers < 0:
         raise UsageError(f"--workers {arguments.workers}: expected a whole number from 0 on")
+    if arguments.out is not None:
+        refuse_finished(arguments.out, anew=arguments.restart)
     folder = find_run(arguments.run, arguments.runs_dir)
     record = read_run(folder).record
     check_encoder_flags(folder, record, arguments)
-    inputs = inputs_of(arguments.paths, sys.stdin.buffer)
-    total, left_out = inputs.counted()
+    with inputs_of(arguments.paths, sys.stdin.buffer) as inputs:
+        return _predict(arguments, console, folder, record, inputs, format_name)
 
+
+def _predict(
+    arguments: argparse.Namespace,
+    console: Console,
+    folder: Path,
+    record: Mapping[str, Any],
+    inputs: Inputs,
+    format_name: str,
+) -> dict[str, Any]:
+    total, left_out = inputs.counted()
     loaded, asked = _loaded(folder, record, arguments, console)
     if left_out:
         kinds = ", ".join(f"{count:,} {suffix or 'without an ending'}" for suffix, count in sorted(left_out.items()))
