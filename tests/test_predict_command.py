@@ -28,6 +28,7 @@ from finetune import finetune_command
 from heads import fit_head_command
 from heads.run_canary import read_canary, write_canary
 from heads.runs import read_run
+from heads.serving.resumable_file import ResumableFile
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[1]
@@ -324,6 +325,29 @@ def test_a_changed_image_or_run_is_not_gone_on_with(
     told = json.loads(predict("head", copy, "--out", out, "--restart", "--json")[1])
     assert (told["images"], told["damaged"], told["done_before"]) == (14, 1, 0)
     assert [row["error"] == "" for row in rows(out.read_text())] == [True] * 13 + [False]
+
+
+def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(
+    made: Made, predict: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ResumableFile.append
+
+    def interrupted(file: ResumableFile, *given: Any) -> None:
+        real(file, *given)
+        raise KeyboardInterrupt
+
+    flags = [made.pictures / "test", "--batch-size", 4, "--json", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableFile, "append", interrupted)
+        for _ in range(2):
+            status, out, err = predict("head", *flags, "out.jsonl")
+            assert (status, out) == (1, "")
+            assert err.endswith("error: interrupted; with --out what is done is kept: run the same command to go on\n")
+    told = json.loads(predict("head", *flags, "out.jsonl")[1])
+    whole = json.loads(predict("head", *flags, "whole.jsonl")[1])
+    assert (told["images"], told["done_before"], whole["done_before"]) == (14, 8, 0)
+    assert told["classes"] == whole["classes"]
+    assert Path("out.jsonl").read_text() == Path("whole.jsonl").read_text()
 
 
 def test_killed_twice_every_image_is_there_once_and_in_order(made: Made, tmp_path: Path) -> None:
