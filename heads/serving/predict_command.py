@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, new_parser, numbers, run
 from featcache.errors import UsageError, UserError
+from heads.serving.predictions import FORMATS
 
 if TYPE_CHECKING:
     from heads.serving.inputs import Inputs
@@ -52,9 +53,7 @@ def predict_parser() -> Parser:
     )
     told.add_argument("--strict", action="store_true", help="fail at the first damaged image instead of going on")
     out = parser.add_argument_group("where to")
-    out.add_argument(
-        "--format", choices=("csv", "jsonl", "table"), help="by --out's ending; else a table on a terminal, and csv"
-    )
+    out.add_argument("--format", choices=FORMATS, help="by --out's ending; else a table on a terminal, and csv")
     out.add_argument("--out", type=Path, metavar="FILE", help="a .csv or .jsonl file, written whole or gone on with")
     out.add_argument("--restart", action="store_true", help="begin --out anew, over what is there")
     model = parser.add_argument_group("backbone, which the run knows: another one is refused")
