@@ -128,9 +128,17 @@ def _compared(
         if not each.holds:
             raise UserError(
                 f"{run.folder}: {each.compared} differs by {each.largest:.2g} on {each.picture} (tolerance "
-                f"{each.tolerance:g}), so nothing was written; take another --format"
+                f"{each.tolerance:g}), so nothing was written; {_mend(run)}"
             )
     return tuple(told)
+
+
+def _mend(run: LoadedRun) -> str:
+    precision, storage = run.embeddings[0].precision, run.embeddings[0].storage
+    if (precision, storage) == ("fp32", "float32"):
+        return "take another --format"
+    again = "train it" if run.record["kind"] == "finetune" else "embed with --storage float32 and fit the head"
+    return f"its features are {precision} in {storage}, the file computes in fp32: {again} anew with --precision fp32"
 
 
 @contextmanager
