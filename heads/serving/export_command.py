@@ -66,9 +66,8 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.serving.loaded_run import load_run
 
     loaded = load_run(folder, device=torch.device("cpu"), weights=arguments.weights)
-    console.note(
-        f"run {folder}: {loaded.record['method']} on {loaded.backbone.name}, {len(loaded.class_names)} classes"
-    )
+    backbone = loaded.record["encoder"]["backbone"]
+    console.note(f"run {folder}: {loaded.record['method']} on {backbone}, {len(loaded.class_names)} classes")
     console.note(f"  {refuse_drift(loaded, cache_dir=arguments.cache_dir)}")
     if loaded.all_views:
         console.note("  its head was tested on the average over augmented views; the file takes the plain image alone")

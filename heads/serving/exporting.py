@@ -22,7 +22,7 @@ from heads.serving.servable import Servable
 #: Formats, and how the names of their files end.
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 #: What each format needs beside torch: packages, and the extra that brings them.
-_NEEDED = {
+_NEEDED: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "export"),
     "torch": ((), ""),
     "safetensors": (("safetensors",), "safetensors"),
