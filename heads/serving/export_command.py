@@ -48,14 +48,18 @@ def _parser() -> Parser:
 
 def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.comparing import find_run
-    from heads.serving.exporting import export_run, refuse_missing, refuse_taken
+    from heads.serving.exporting import check_request, export_run
     from heads.serving.inputs import inputs_of
 
     folder = find_run(arguments.run, arguments.runs_dir)
     file_format = arguments.format or _ENDINGS.get(arguments.out.suffix if arguments.out else "", "onnx")
     path = arguments.out or Path(folder.resolve().name + _FORMATS[file_format])
-    refuse_missing(file_format)  # before what takes long
-    refuse_taken(path, force=arguments.force)
+    settings: dict[str, Any] = {
+        "file_format": file_format,
+        "with_preprocessing": arguments.with_preprocessing,
+        "force": arguments.force,
+    }
+    check_request(path, **settings)
     check = inputs_of(arguments.check, sys.stdin.buffer) if arguments.check else None
     if check is not None:
         check.counted()  # refuses what holds no images
@@ -66,22 +70,14 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.serving.loaded_run import load_run
 
     loaded = load_run(folder, device=torch.device("cpu"), weights=arguments.weights)
-    console.note(
-        f"run {folder}: {loaded.record['method']} on {loaded.backbone.name}, {len(loaded.class_names)} classes"
-    )
+    backbone = loaded.record["encoder"]["backbone"]
+    console.note(f"run {folder}: {loaded.record['method']} on {backbone}, {len(loaded.class_names)} classes")
     console.note(f"  {refuse_drift(loaded, cache_dir=arguments.cache_dir)}")
     if loaded.all_views:
         console.note("  its head was tested on the average over augmented views; the file takes the plain image alone")
     if not loaded.probabilistic:
-        console.note("  its scores are no probabilities: the file gives scores (bin/fit-head --calibrate learns to)")
-    exported = export_run(
-        loaded,
-        path,
-        file_format=file_format,
-        with_preprocessing=arguments.with_preprocessing,
-        check=check,
-        force=arguments.force,
-    )
+        console.note(f"  {loaded.record['method']} has scores, no probabilities, and so has the file")
+    exported = export_run(loaded, path, check=check, **settings)
     _tell(console, exported)
     return {
         "file": str(exported.path),
