@@ -156,8 +156,9 @@ def test_killed_and_run_again_it_comes_to_the_same(run: Run, tmp_path: Path) -> 
     """SIGKILL amid fine-tuning: finished cells and epochs are kept, and the table is that of an undisturbed run."""
     flags = ("--methods", "logreg,full,knn", "--seeds", "1", "--epochs", "2", "--trials", "2")
     command = [sys.executable, str(ROOT / "bin/compare"), *SMALL, *flags, "--no-report", "--runs-dir", "killed"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # as many threads as here
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=quiet, stderr=quiet)
     killed = tmp_path / "killed"
     deadline = time.monotonic() + 120
     while not list(killed.glob(".unfinished-*/trial-0/chosen.pt")):

@@ -110,7 +110,8 @@ def cost_picture(points: Sequence[Point], *, suffix: str = "") -> Picture:
             mark = Mark(point.number).point(theme, hollow=point.kind == "head")
             axes.plot([each], [point.accuracy], label=short(point.method), **mark)
         ticks = [tick for tick in _DURATIONS if low <= tick <= high]
-        axes.xaxis.set_major_locator(FixedLocator(ticks[:: 1 + len(ticks) // 7]))
+        ticks = ticks[:: 1 + len(ticks) // 7] if len(ticks) > 1 else [min(seconds), max(seconds)]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
         axes.set(xlabel="time to embed and to fit", ylabel="test accuracy", xlim=(low, high))
