@@ -224,6 +224,7 @@ def test_a_map_by_tsne(comparison: Comparison) -> None:
     run = read_run(cell.run)
     cache = Cache.open(comparison.folder.parent / "features" / run.record["cache"]["file"])
     drawn = map_picture(cache, run, projection="tsne")
+    assert drawn is not None
     assert drawn.title == "Map of the embedding (t-SNE)"
     assert drawn.alt.startswith("Scatter plot of 20 test images by the first two axes of t-SNE")
 

@@ -34,8 +34,8 @@ def check_projection(projection: Projection) -> None:
         raise UserError("umap-learn is not installed: pip install umap-learn, or take pca or tsne")
 
 
-def map_picture(cache: Cache, run: Run, *, projection: Projection = "pca", suffix: str = "") -> Picture:
-    """Draw the features of the run's test rows in two dimensions.
+def map_picture(cache: Cache, run: Run, *, projection: Projection = "pca", suffix: str = "") -> Picture | None:
+    """Draw the features of the run's test rows in two dimensions; None of fewer than three rows.
 
     Args:
         cache: of vectors, that the run's rows come from; of views the plain one is taken.
@@ -49,6 +49,8 @@ def map_picture(cache: Cache, run: Run, *, projection: Projection = "pca", suffi
     """
     names = run.record["dataset"]["class_names"]
     features, labels = _test_features(cache, run)
+    if len(labels) < 3:
+        return None
     flat, share = _projected(features, projection)
     counts = np.bincount(labels, minlength=len(names))
     shown = np.argsort(-counts, kind="stable")[:_MAX_CLASSES]

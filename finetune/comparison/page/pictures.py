@@ -99,7 +99,8 @@ def _of_images(best: Sequence[Best], cache_dir: Path | None, projection: Project
         try:
             cache = _cache_of(each, cache_dir)
             if not maps and cache.holds_vectors:
-                maps.append(map_picture(cache, each.run, projection=projection))
+                drawn = map_picture(cache, each.run, projection=projection)
+                maps += [drawn] if drawn else []
             images = TestImages.of(cache)
         except UserError as error:
             lacking.append(("Images", str(error)))
