@@ -30,8 +30,8 @@ def test_planted_faults_are_found(hymenoptera: Path, tmp_path: Path, run: Run) -
     assert page.count("data:image/jpeg;base64,") >= 2 * 16 + len(wrong)
 
     status, out, told = run("fit-head", "--clf", "ridge", "--json")
-    assert "WARNING: 8 of 161 test rows are byte for byte among those to fit on" in told
+    assert "WARNING: 8 of 169 test rows are byte for byte among those to fit on" in told
     status, out, told = run("fit-head", "--clf", "ridge", "--exclude", "audits/first/findings.csv", "--json")
     record = json.loads(out)
     assert "byte for byte" not in told
-    assert (record["dataset"]["n_train"] + record["dataset"]["n_val"], record["dataset"]["n_test"]) == (244 - 16, 161)
+    assert (record["dataset"]["n_train"] + record["dataset"]["n_val"], record["dataset"]["n_test"]) == (244 - 16, 169)

@@ -77,7 +77,8 @@ def audit(cache: Cache, *, seed: int = 0, tell: Tell = lambda text: None) -> Aud
     tell("looking at labels")
     seen = None
     try:
-        seen = out_of_fold(rows.features, rows.labels, picture, n_classes=len(rows.class_names), seed=seed)
+        n_classes = len(rows.class_names)
+        seen = out_of_fold(rows.features, rows.labels, picture, n_classes=n_classes, seed=seed, tell=tell)
         notes += seen.notes
     except UserError as error:
         notes.append(f"labels were not looked at: {error}")
