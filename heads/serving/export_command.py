@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from featcache.command_line import Console, Parser, new_parser, run
 
 if TYPE_CHECKING:
     from heads.serving.exporting import Exported
+    from heads.serving.inputs import Inputs
 
 # as in heads.serving.exporting, which needs torch
 _ENDINGS = {".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors"}
@@ -48,7 +50,7 @@ def _parser() -> Parser:
 
 def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.comparing import find_run
-    from heads.serving.exporting import check_request, export_run
+    from heads.serving.exporting import check_request
     from heads.serving.inputs import inputs_of
 
     folder = find_run(arguments.run, arguments.runs_dir)
@@ -60,13 +62,33 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         "force": arguments.force,
     }
     check_request(path, **settings)
-    check = inputs_of(arguments.check, sys.stdin.buffer) if arguments.check else None
-    if check is not None:
-        check.counted()  # refuses what holds no images
+    with ExitStack() as opened:
+        check = opened.enter_context(inputs_of(arguments.check, sys.stdin.buffer)) if arguments.check else None
+        if check is not None:
+            check.counted()  # refuses what holds no images
+        exported = _exported(arguments, console, folder, path, check, settings)
+    _tell(console, exported)
+    return {
+        "file": str(exported.path),
+        "format": file_format,
+        "bytes": exported.n_bytes,
+        "description": exported.description,
+        "parity": [asdict(each) for each in exported.parity],
+    }
 
+
+def _exported(
+    arguments: argparse.Namespace,
+    console: Console,
+    folder: Path,
+    path: Path,
+    check: Inputs | None,
+    settings: dict[str, Any],
+) -> Exported:
     import torch
 
     from heads.serving.drift import refuse_drift
+    from heads.serving.exporting import export_run
     from heads.serving.loaded_run import load_run
 
     loaded = load_run(folder, device=torch.device("cpu"), weights=arguments.weights)
@@ -77,15 +99,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.note("  its head was tested on the average over augmented views; the file takes the plain image alone")
     if not loaded.probabilistic:
         console.note(f"  {loaded.record['method']} has scores, no probabilities, and so has the file")
-    exported = export_run(loaded, path, check=check, **settings)
-    _tell(console, exported)
-    return {
-        "file": str(exported.path),
-        "format": file_format,
-        "bytes": exported.n_bytes,
-        "description": exported.description,
-        "parity": [asdict(each) for each in exported.parity],
-    }
+    return export_run(loaded, path, check=check, **settings)
 
 
 def _tell(console: Console, exported: Exported) -> None:
