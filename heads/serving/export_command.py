@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from featcache.command_line import Console, Parser, new_parser, run
 
 if TYPE_CHECKING:
     from heads.serving.exporting import Exported
+    from heads.serving.loaded_run import LoadedRun
 
 # as in heads.serving.exporting, which needs torch
 _ENDINGS = {".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors"}
@@ -60,10 +62,23 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         "force": arguments.force,
     }
     check_request(path, **settings)
-    check = inputs_of(arguments.check, sys.stdin.buffer) if arguments.check else None
-    if check is not None:
-        check.counted()  # refuses what holds no images
+    with ExitStack() as held:
+        check = held.enter_context(inputs_of(arguments.check, sys.stdin.buffer)) if arguments.check else None
+        if check is not None:
+            check.counted()  # refuses what holds no images
+        exported = export_run(_loaded(folder, arguments, console), path, check=check, **settings)
+    _tell(console, exported)
+    return {
+        "file": str(exported.path),
+        "format": file_format,
+        "bytes": exported.n_bytes,
+        "description": exported.description,
+        "parity": [asdict(each) for each in exported.parity],
+    }
 
+
+def _loaded(folder: Path, arguments: argparse.Namespace, console: Console) -> LoadedRun:
+    """The run with its canary compared, told of."""
     import torch
 
     from heads.serving.drift import refuse_drift
@@ -77,15 +92,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.note("  its head was tested on the average over augmented views; the file takes the plain image alone")
     if not loaded.probabilistic:
         console.note(f"  {loaded.record['method']} has scores, no probabilities, and so has the file")
-    exported = export_run(loaded, path, check=check, **settings)
-    _tell(console, exported)
-    return {
-        "file": str(exported.path),
-        "format": file_format,
-        "bytes": exported.n_bytes,
-        "description": exported.description,
-        "parity": [asdict(each) for each in exported.parity],
-    }
+    return loaded
 
 
 def _tell(console: Console, exported: Exported) -> None:

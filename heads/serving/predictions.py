@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,7 +68,8 @@ class Writer(Protocol):
 
 def writer_of(format_name: str, layout: Layout) -> Writer:
     """The writer of one of ``FORMATS``."""
-    return {"csv": CsvWriter, "jsonl": JsonWriter, "table": TableWriter}[format_name](layout)
+    writers: dict[str, Callable[[Layout], Writer]] = {"csv": CsvWriter, "jsonl": JsonWriter, "table": TableWriter}
+    return writers[format_name](layout)
 
 
 @dataclass(frozen=True)
