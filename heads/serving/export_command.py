@@ -14,7 +14,7 @@ from featcache.command_line import Console, Parser, new_parser, run
 
 if TYPE_CHECKING:
     from heads.serving.exporting import Exported
-    from heads.serving.inputs import Inputs
+    from heads.serving.loaded_run import LoadedRun
 
 # as in heads.serving.exporting, which needs torch
 _ENDINGS = {".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors"}
@@ -50,7 +50,7 @@ def _parser() -> Parser:
 
 def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.comparing import find_run
-    from heads.serving.exporting import check_request
+    from heads.serving.exporting import check_request, export_run
     from heads.serving.inputs import inputs_of
 
     folder = find_run(arguments.run, arguments.runs_dir)
@@ -62,11 +62,11 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         "force": arguments.force,
     }
     check_request(path, **settings)
-    with ExitStack() as opened:
-        check = opened.enter_context(inputs_of(arguments.check, sys.stdin.buffer)) if arguments.check else None
+    with ExitStack() as held:
+        check = held.enter_context(inputs_of(arguments.check, sys.stdin.buffer)) if arguments.check else None
         if check is not None:
             check.counted()  # refuses what holds no images
-        exported = _exported(arguments, console, folder, path, check, settings)
+        exported = export_run(_loaded(folder, arguments, console), path, check=check, **settings)
     _tell(console, exported)
     return {
         "file": str(exported.path),
@@ -77,18 +77,11 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def _exported(
-    arguments: argparse.Namespace,
-    console: Console,
-    folder: Path,
-    path: Path,
-    check: Inputs | None,
-    settings: dict[str, Any],
-) -> Exported:
+def _loaded(folder: Path, arguments: argparse.Namespace, console: Console) -> LoadedRun:
+    """The run with its canary compared, told of."""
     import torch
 
     from heads.serving.drift import refuse_drift
-    from heads.serving.exporting import export_run
     from heads.serving.loaded_run import load_run
 
     loaded = load_run(folder, device=torch.device("cpu"), weights=arguments.weights)
@@ -99,7 +92,7 @@ def _exported(
         console.note("  its head was tested on the average over augmented views; the file takes the plain image alone")
     if not loaded.probabilistic:
         console.note(f"  {loaded.record['method']} has scores, no probabilities, and so has the file")
-    return export_run(loaded, path, check=check, **settings)
+    return loaded
 
 
 def _tell(console: Console, exported: Exported) -> None:
