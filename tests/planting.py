@@ -24,11 +24,26 @@ class Planted:
 
 
 def plant(
-    source: Path, root: Path, *, test: str, wrong: int = 12, exact: int = 8, resaved: int = 8, seed: int = 0
+    source: Path,
+    root: Path,
+    *,
+    test: str,
+    per_class: dict[str, int] | None = None,
+    wrong: int = 12,
+    exact: int = 8,
+    resaved: int = 8,
+    seed: int = 0,
 ) -> Planted:
-    """Copy ``source/{train,<test>}/<class>/*`` of two classes to ``root`` and plant faults there."""
-    shutil.copytree(source, root)
-    images = [p for split in ("train", test) for p in sorted((root / split).rglob("*")) if p.suffix in (".jpg", ".png")]
+    """Copy ``source/{train,<test>}/<class>/*`` of two classes to ``root`` and plant faults there.
+
+    ``per_class`` copies so many images of each class only, by split.
+    """
+    for folder in sorted(each for split in ("train", test) for each in (source / split).iterdir() if each.is_dir()):
+        (root / folder.relative_to(source)).mkdir(parents=True)
+        kept = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))
+        for path in kept[: per_class[folder.parent.name] if per_class else None]:
+            shutil.copy(path, root / path.relative_to(source))
+    images = [path for split in ("train", test) for path in sorted((root / split).rglob("*.*"))]
     order = [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
     first, second = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
     training = [path for path in order[wrong:] if path.is_relative_to(root / "train")]

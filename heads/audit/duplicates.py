@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heads.audit.audited_rows import AuditedRows
 from heads.audit.directions import Directions, spread
@@ -52,13 +53,15 @@ class NearPairs:
         cosine: (P,) float32 of the features about their mean.
         pixels: (P,) float32 `pixel_distance`; NaN where an image is not at hand.
         same: (P,) whether they are the same picture: by pixels, or where there are none by features alone.
+        n_more: further pairs nearer than usual that were too many to keep, or to compare the pixels of.
     """
 
     first: Labels
     second: Labels
     cosine: Floats
     pixels: Floats
-    same: np.ndarray
+    same: NDArray[np.bool_]
+    n_more: int = 0
 
     def __len__(self) -> int:
         return len(self.first)
@@ -102,14 +105,22 @@ def near_pairs(rows: AuditedRows, X: Directions, calibration: Calibration, image
     different = np.unique(copies(rows))
     found = similar_pairs(X.take(different), calibration.alone if images is None else calibration.checked)
     first, second, cosine = different[found.first], different[found.second], found.cosine
-    pixels = np.full(len(first), np.nan, np.float32)
+    pixels, n_more = np.full(len(first), np.nan, np.float32), found.n_found - len(found)
     if images is not None:
         n = min(len(first), _MOST_CHECKED)
+        n_more = found.n_found - n
         pixels[:n] = images.distances(first[:n].tolist(), second[:n].tolist())
     unknown = np.isnan(pixels)
     kept = (pixels <= SAME_PIXELS) | (cosine >= calibration.alone)
     same = np.where(unknown, cosine >= calibration.alone, pixels <= SAME_PIXELS)
-    return NearPairs(first=first[kept], second=second[kept], cosine=cosine[kept], pixels=pixels[kept], same=same[kept])
+    return NearPairs(
+        first=first[kept],
+        second=second[kept],
+        cosine=cosine[kept],
+        pixels=pixels[kept],
+        same=same[kept],
+        n_more=n_more,
+    )
 
 
 def pictures(rows: AuditedRows, near: NearPairs) -> Labels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +41,15 @@ class OutOfFold:
     notes: tuple[str, ...]
 
 
-def out_of_fold(X: Features, y: Labels, picture: Labels, *, n_classes: int, seed: int = 0) -> OutOfFold:
+def out_of_fold(
+    X: Features,
+    y: Labels,
+    picture: Labels,
+    *,
+    n_classes: int,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> OutOfFold:
     """Cross-validated probabilities; the copies of a picture are never in both parts, lest they vouch for each other.
 
     One row of each picture is folded, stratified by label, and every row has the probabilities of its picture. The
@@ -51,6 +61,7 @@ def out_of_fold(X: Features, y: Labels, picture: Labels, *, n_classes: int, seed
         picture: int64 (N,), for each row the first row that shows the same, as `duplicates.pictures` tells it.
         n_classes: number of classes.
         seed: of the folds.
+        tell: called with each penalty that took more than a second.
 
     Raises:
         UserError: fewer than two classes have two pictures each.
@@ -63,7 +74,7 @@ def out_of_fold(X: Features, y: Labels, picture: Labels, *, n_classes: int, seed
     if np.count_nonzero(counts >= 2) < 2:
         raise UserError("fewer than two classes have two labelled pictures: labels can't be checked against each other")
     n_folds = min(N_FOLDS if len(shown) < _MANY_ROWS else N_FOLDS // 2, int(counts.max()))
-    C, scores, notes = _scored(X.take(shown), y[shown], n_folds, n_classes=n_classes, seed=seed)
+    C, scores, notes = _scored(X.take(shown), y[shown], n_folds, n_classes=n_classes, seed=seed, tell=tell)
     probabilities = softmax(scores)
     place = np.full(len(y), -1, np.int64)
     place[picture[shown]] = np.arange(len(shown))
@@ -72,7 +83,7 @@ def out_of_fold(X: Features, y: Labels, picture: Labels, *, n_classes: int, seed
 
 
 def _scored(
-    X: Features, y: Labels, n_folds: int, *, n_classes: int, seed: int
+    X: Features, y: Labels, n_folds: int, *, n_classes: int, seed: int, tell: Callable[[str], None]
 ) -> tuple[float, Scores, tuple[str, ...]]:
     """The C of the lowest log-loss, and its scores (N, n_classes) of rows out of the fold that they are in."""
     train, val, notes = stratified(y, n_folds, seed=seed)
@@ -81,15 +92,19 @@ def _scored(
     (chain,) = logreg.chains(min(map(len, train)), X.shape[1], len(y))
     best, lowest, worse = None, np.inf, 0
     order = np.argsort(np.concatenate(val))
+    clock = time.perf_counter()
     for trial in logreg.search(chain, folds):
         scores = np.concatenate(trial.scores)[order]
         loss = log_loss(scores, y)
+        if (seconds := time.perf_counter() - clock) > 1:
+            tell(f"  C {trial.params['C']:.3g}, {n_folds} folds: log-loss {loss:.4f} ({seconds:.1f} s)")
         if loss < lowest:
             best, lowest, worse = (float(trial.params["C"]), scores), loss, 0
         else:
             worse += 1
         if trial.saturated or worse == 2:
             break
+        clock = time.perf_counter()
     if best is None:
         raise UserError("the features hold values that are not finite: embed again, with --storage float32")
     return *best, notes

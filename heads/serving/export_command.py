@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from featcache.command_line import Console, Parser, new_parser, run
 
 if TYPE_CHECKING:
     from heads.serving.exporting import Exported
+    from heads.serving.loaded_run import LoadedRun
 
 # as in heads.serving.exporting, which needs torch
 _ENDINGS = {".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors"}
@@ -48,40 +50,23 @@ def _parser() -> Parser:
 
 def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.comparing import find_run
-    from heads.serving.exporting import export_run, refuse_missing, refuse_taken
+    from heads.serving.exporting import check_request, export_run
     from heads.serving.inputs import inputs_of
 
     folder = find_run(arguments.run, arguments.runs_dir)
     file_format = arguments.format or _ENDINGS.get(arguments.out.suffix if arguments.out else "", "onnx")
     path = arguments.out or Path(folder.resolve().name + _FORMATS[file_format])
-    refuse_missing(file_format)  # before what takes long
-    refuse_taken(path, force=arguments.force)
-    check = inputs_of(arguments.check, sys.stdin.buffer) if arguments.check else None
-    if check is not None:
-        check.counted()  # refuses what holds no images
-
-    import torch
-
-    from heads.serving.drift import refuse_drift
-    from heads.serving.loaded_run import load_run
-
-    loaded = load_run(folder, device=torch.device("cpu"), weights=arguments.weights)
-    console.note(
-        f"run {folder}: {loaded.record['method']} on {loaded.backbone.name}, {len(loaded.class_names)} classes"
-    )
-    console.note(f"  {refuse_drift(loaded, cache_dir=arguments.cache_dir)}")
-    if loaded.all_views:
-        console.note("  its head was tested on the average over augmented views; the file takes the plain image alone")
-    if not loaded.probabilistic:
-        console.note("  its scores are no probabilities: the file gives scores (bin/fit-head --calibrate learns to)")
-    exported = export_run(
-        loaded,
-        path,
-        file_format=file_format,
-        with_preprocessing=arguments.with_preprocessing,
-        check=check,
-        force=arguments.force,
-    )
+    settings: dict[str, Any] = {
+        "file_format": file_format,
+        "with_preprocessing": arguments.with_preprocessing,
+        "force": arguments.force,
+    }
+    check_request(path, **settings)
+    with ExitStack() as held:
+        check = held.enter_context(inputs_of(arguments.check, sys.stdin.buffer)) if arguments.check else None
+        if check is not None:
+            check.counted()  # refuses what holds no images
+        exported = export_run(_loaded(folder, arguments, console), path, check=check, **settings)
     _tell(console, exported)
     return {
         "file": str(exported.path),
@@ -90,6 +75,24 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         "description": exported.description,
         "parity": [asdict(each) for each in exported.parity],
     }
+
+
+def _loaded(folder: Path, arguments: argparse.Namespace, console: Console) -> LoadedRun:
+    """The run with its canary compared, told of."""
+    import torch
+
+    from heads.serving.drift import refuse_drift
+    from heads.serving.loaded_run import load_run
+
+    loaded = load_run(folder, device=torch.device("cpu"), weights=arguments.weights)
+    backbone = loaded.record["encoder"]["backbone"]
+    console.note(f"run {folder}: {loaded.record['method']} on {backbone}, {len(loaded.class_names)} classes")
+    console.note(f"  {refuse_drift(loaded, cache_dir=arguments.cache_dir)}")
+    if loaded.all_views:
+        console.note("  its head was tested on the average over augmented views; the file takes the plain image alone")
+    if not loaded.probabilistic:
+        console.note(f"  {loaded.record['method']} has scores, no probabilities, and so has the file")
+    return loaded
 
 
 def _tell(console: Console, exported: Exported) -> None:

@@ -22,7 +22,7 @@ from heads.serving.servable import Servable
 #: Formats, and how the names of their files end.
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 #: What each format needs beside torch: packages, and the extra that brings them.
-_NEEDED = {
+_NEEDED: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "export"),
     "torch": ((), ""),
     "safetensors": (("safetensors",), "safetensors"),
@@ -47,12 +47,17 @@ class Exported:
     parity: tuple[Parity, ...]
 
 
-def refuse_missing(file_format: str) -> None:
-    """Raise UserError naming the first package that a format needs and that is not installed."""
+def check_request(path: Path, *, file_format: str, with_preprocessing: bool, force: bool) -> None:
+    """Refuse what can be refused before a run is loaded; raises as `export_run` does."""
+    if path.suffix != FORMATS[file_format]:
+        raise UsageError(f"--out {path}: expected a name that ends in {FORMATS[file_format]}, as {file_format} has it")
+    if with_preprocessing and file_format == "safetensors":
+        raise UsageError("--with-preprocessing: a safetensors file holds weights alone; take --format onnx or torch")
     packages, extra = _NEEDED[file_format]
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, extra)
+    _refuse_taken(path, force=force)
 
 
 def export_run(
@@ -79,11 +84,7 @@ def export_run(
         UserError: a package is missing, there is such a file, the run can't be exported, the file differs from the run
             by more than the tolerance, or the folder can't be written.
     """
-    if path.suffix != FORMATS[file_format]:
-        raise UsageError(f"--out {path}: expected a name that ends in {FORMATS[file_format]}, as {file_format} has it")
-    if with_preprocessing and file_format == "safetensors":
-        raise UsageError("--with-preprocessing: a safetensors file holds weights alone; take --format onnx or torch")
-    refuse_missing(file_format)
+    check_request(path, file_format=file_format, with_preprocessing=with_preprocessing, force=force)
     if len(run.embeddings) != 1:
         raise UserError(
             f"{run.folder}: its head takes the features of {len(run.embeddings)} backbones, and a file holds one: fit "
@@ -128,28 +129,34 @@ def _compared(
         if not each.holds:
             raise UserError(
                 f"{run.folder}: {each.compared} differs by {each.largest:.2g} on {each.picture} (tolerance "
-                f"{each.tolerance:g}), so nothing was written; take another --format"
+                f"{each.tolerance:g}), so nothing was written; {_mend(run)}"
             )
     return tuple(told)
+
+
+def _mend(run: LoadedRun) -> str:
+    precision, storage = run.embeddings[0].precision, run.embeddings[0].storage
+    if (precision, storage) == ("fp32", "float32"):
+        return "take another --format"
+    again = "train it" if run.record["kind"] == "finetune" else "embed with --storage float32 and fit the head"
+    return f"its features are {precision} in {storage}, the file computes in fp32: {again} anew with --precision fp32"
 
 
 @contextmanager
 def _published(path: Path, *, force: bool) -> Iterator[Path]:
     """A file under another name to write to, synced and renamed to ``path`` once all is done."""
-    refuse_taken(path, force=force)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with explained(path.parent), removed_on_failure(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        refuse_taken(path, force=force)  # by another process, meanwhile
+        _refuse_taken(path, force=force)  # by another process, meanwhile
         temporary.replace(path)
         sync_folder(path.parent)
 
 
-def refuse_taken(path: Path, *, force: bool) -> None:
-    """Raise UserError where there is a file of that name, and it is not to be replaced."""
+def _refuse_taken(path: Path, *, force: bool) -> None:
     if path.is_dir() or (path.exists() and not force):
         mend = "name another --out" if path.is_dir() else "give --force to replace it, or another --out"
         raise UserError(f"{path}: there is such a {'folder' if path.is_dir() else 'file'}; {mend}")

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import torch
-from torch import SymInt, Tensor, nn
+from torch import Tensor, nn
 
 from featcache.errors import UserError
 from featcache.preprocessing import Preprocessing
+
+#: An int, or where a graph is made a torch.SymInt, whose arithmetic has no types.
+Length: TypeAlias = Any
 
 
 class Fitting(nn.Module):
@@ -30,20 +35,20 @@ class Fitting(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 to (N, 3, S, S) uint8."""
         images = images.permute(0, 3, 1, 2)
-        height: int | SymInt = images.shape[2]
-        width: int | SymInt = images.shape[3]
+        height: Length = images.shape[2]
+        width: Length = images.shape[3]
         if self.squash:
             return self._resized(images, self.size, self.size)
         short = torch.sym_min(height, width)
         height, width = self.short_side * height // short, self.short_side * width // short  # torchvision's rounding
         return self._cropped(self._cropped(self._resized(images, height, width), 2, height), 3, width)
 
-    def _resized(self, images: Tensor, height: int | SymInt, width: int | SymInt) -> Tensor:
+    def _resized(self, images: Tensor, height: Length, width: Length) -> Tensor:
         aten = torch.ops.aten
         resize = aten._upsample_bicubic2d_aa if self.bicubic else aten._upsample_bilinear2d_aa
         return resize.default(images, [height, width], False)
 
-    def _cropped(self, images: Tensor, axis: int, length: int | SymInt) -> Tensor:
+    def _cropped(self, images: Tensor, axis: int, length: Length) -> Tensor:
         """The middle ``size`` of an axis; picked by index, since a slice would ask for proof that it lies inside."""
         margin = length - self.size
         half = margin // 2

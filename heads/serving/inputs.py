@@ -7,9 +7,10 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from featcache.errors import UsageError, UserError
 from featcache.folders import image_files
@@ -33,7 +34,7 @@ class Inputs:
     """
 
     given: tuple[str, ...]
-    listed: BinaryIO | None = None
+    listed: BinaryIO
 
     def paths(self, left_out: Counter[str] | None = None) -> Iterator[str]:
         """All of them; what folders hold besides images is counted in ``left_out`` by its ending."""
@@ -59,7 +60,6 @@ class Inputs:
         return count, left_out
 
     def _listed(self) -> Iterator[str]:
-        assert self.listed is not None
         self.listed.seek(0)
         end, left = None, b""
         while chunk := self.listed.read(_AT_ONCE):
@@ -76,8 +76,9 @@ def _named(names: Sequence[bytes], end: bytes) -> Iterator[str]:
             yield os.fsdecode(whole)
 
 
-def inputs_of(given: Sequence[str], stdin: BinaryIO) -> Inputs:
-    """Check what was given, and read the list to its end, where there is one.
+@contextmanager
+def inputs_of(given: Sequence[str], stdin: BinaryIO) -> Iterator[Inputs]:
+    """Check what was given, and read the list to its end, where there is one; it is kept while the block lasts.
 
     Args:
         given: as in `Inputs`.
@@ -92,8 +93,7 @@ def inputs_of(given: Sequence[str], stdin: BinaryIO) -> Inputs:
             raise UserError(f"{name}: no such file or folder; expected images, folders of images, or - for a list")
     if list(given).count(LIST) > 1:
         raise UsageError("-: the list on stdin can be read once; give it once")
-    if LIST not in given:
-        return Inputs(given=tuple(given))
-    listed: BinaryIO = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115
-    shutil.copyfileobj(stdin, listed)
-    return Inputs(given=tuple(given), listed=listed)
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as listed:
+        if LIST in given:
+            shutil.copyfileobj(stdin, listed)
+        yield Inputs(given=tuple(given), listed=cast("BinaryIO", listed))

@@ -18,20 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache import layout
-from featcache.backbones import Backbone, load_backbone
-from featcache.datasets import ImageDataset
+from featcache.backbones import Backbone
 from featcache.embedding import Embedding
-from featcache.engines.preparing import PRECISIONS
 from featcache.errors import UserError
 from featcache.files import one_line
 from featcache.rebuilding import rebuilt
-from featcache.upkeep.differences import differing_fields
 from heads.cached_features import pooled
 from heads.features import ArrayFeatures
 from heads.fitting import averaged_scores
 from heads.predictors import Doubles, Head, LinearHead, Scores
 from heads.runs import read_run
 from heads.saved import load_head
+from heads.serving.tuned_model import tuned_model
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -213,43 +211,10 @@ def _width(shape: Sequence[int], is_pooled: bool) -> int:
 
 
 def _tuned(folder: Path, record: dict[str, Any], settings: Mapping[str, Any]) -> LoadedRun:
-    encoder, precision = record["encoder"], record["params"].get("precision")
-    if not isinstance(encoder.get("backbone"), str) or precision not in PRECISIONS:
-        raise UserError(f"{folder}: run.json does not tell of its backbone and precision as runs do")
-    backbone = load_backbone(encoder["backbone"], weights=str(folder.resolve()))
-    digest, recorded = backbone.weights["sha256"], record.get("model_sha256", backbone.weights["sha256"])
-    if digest != recorded:
-        raise UserError(
-            f"{folder}: model.pth holds other weights than the run recorded (SHA-256 {digest[:12]}, not "
-            f"{one_line(recorded)[:12]}); train it again"
-        )
-    today = backbone.preprocessing.to_json()
-    if differing := differing_fields(encoder.get("preprocessing", {}), today):
-        fields = "; ".join(f"{name} is {now} today, not {one_line(then)}" for name, (then, now) in differing.items())
-        raise UserError(f"{folder}: images can't be preprocessed here as it saw them: {fields}")
+    embedding, head = tuned_model(folder, record, **settings)
     names = record["dataset"]["class_names"]
-    final = backbone.staged.head
-    if final.out_features != len(names):
-        raise UserError(f"{folder}: model.pth scores {final.out_features} classes, run.json names {len(names)}")
-    weight = final.weight.detach().float().numpy()
-    bias = np.zeros(len(weight), np.float32) if final.bias is None else final.bias.detach().float().numpy()
-    head = LinearHead.from_arrays(
-        {
-            "mean": np.zeros(weight.shape[1], np.float32),
-            "scale": np.ones(weight.shape[1], np.float32),
-            "weight": weight.copy(),
-            "bias": bias.copy(),
-            "probabilistic": np.asarray(True),
-        }
-    )
-    embedding = Embedding(
-        dataset=ImageDataset("pictures", (), {}),
-        backbone=backbone,
-        cache_dir=folder,
-        storage="float32",
-        precision=precision,
-        **{**settings, "engine": settings["engine"] or "eager"},
-    )
+    if head.n_classes != len(names):
+        raise UserError(f"{folder}: model.pth scores {head.n_classes} classes, run.json names {len(names)}")
     return LoadedRun(
         folder=folder,
         record=record,

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, new_parser, numbers, run
 from featcache.errors import UsageError, UserError
+from heads.serving.predictions import FORMATS
 
 if TYPE_CHECKING:
     from heads.serving.inputs import Inputs
+    from heads.serving.labelling import Labelled
     from heads.serving.loaded_run import LoadedRun
     from heads.serving.predicting import Predicting
-    from heads.serving.predictions import Prediction, Writer
 
 DESCRIPTION = """Say what images show, by a run of bin/fit-head or bin/finetune, which knows its backbone, weights and
 preprocessing. With --out an interrupted prediction goes on where it was when the same command is given again."""
@@ -52,9 +53,7 @@ def predict_parser() -> Parser:
     )
     told.add_argument("--strict", action="store_true", help="fail at the first damaged image instead of going on")
     out = parser.add_argument_group("where to")
-    out.add_argument(
-        "--format", choices=("csv", "jsonl", "table"), help="by --out's ending; else a table on a terminal, and csv"
-    )
+    out.add_argument("--format", choices=FORMATS, help="by --out's ending; else a table on a terminal, and csv")
     out.add_argument("--out", type=Path, metavar="FILE", help="a .csv or .jsonl file, written whole or gone on with")
     out.add_argument("--restart", action="store_true", help="begin --out anew, over what is there")
     model = parser.add_argument_group("backbone, which the run knows: another one is refused")
@@ -81,22 +80,37 @@ def predict(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from heads.comparing import find_run
     from heads.runs import read_run
     from heads.serving.inputs import inputs_of
+    from heads.serving.resumable_file import refuse_finished
 
     format_name = _format(arguments)
     if arguments.abstain is not None and not 0 < arguments.abstain <= 1:
         raise UsageError(f"--abstain {arguments.abstain:g}: expected a probability above 0 and at most 1")
     if arguments.workers is not None and arguments.workers < 0:
         raise UsageError(f"--workers {arguments.workers}: expected a whole number from 0 on")
+    if arguments.out is not None:
+        refuse_finished(arguments.out, anew=arguments.restart)
     folder = find_run(arguments.run, arguments.runs_dir)
     record = read_run(folder).record
     check_encoder_flags(folder, record, arguments)
-    inputs = inputs_of(arguments.paths, sys.stdin.buffer)
-    total, left_out = inputs.counted()
+    with inputs_of(arguments.paths, sys.stdin.buffer) as inputs:
+        return _predict(arguments, console, folder, record, inputs, format_name)
 
-    loaded, asked = _loaded(folder, record, arguments, console)
+
+def _predict(
+    arguments: argparse.Namespace,
+    console: Console,
+    folder: Path,
+    record: Mapping[str, Any],
+    inputs: Inputs,
+    format_name: str,
+) -> dict[str, Any]:
+    total, left_out = inputs.counted()
     if left_out:
         kinds = ", ".join(f"{count:,} {suffix or 'without an ending'}" for suffix, count in sorted(left_out.items()))
         console.note(f"files left out, being no JPEG, PNG, WebP, BMP or TIFF: {kinds}")
+    loaded, asked = _loaded(folder, record, arguments, console)
+
+    from heads.serving.labelling import label_to_file, label_to_stream
     from heads.serving.predictions import Layout, writer_of
 
     layout = Layout(
@@ -107,12 +121,28 @@ def predict(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     )
     writer = writer_of(format_name, layout)
     begun = time.perf_counter()
-    if arguments.out is None:
-        counts, done_before = _to_stdout(asked, inputs, writer, console, total), 0
-    else:
-        counts, done_before = _to_file(asked, inputs, writer, console, total, arguments, format_name)
-    seconds = time.perf_counter() - begun
-    told = _told(loaded, counts, arguments.out, done_before, seconds)
+    shown: AbstractContextManager[Callable[[int, int], None]] = console.progress("predicting", "images")
+    if arguments.out is None and sys.stdout.isatty():  # no bar where the lines themselves pass by
+        shown = nullcontext(lambda done, total: None)
+    with shown as progress:
+
+        def on_done(done: int) -> None:
+            progress(done, total)
+
+        if arguments.out is None:
+            labelled = label_to_stream(asked, inputs, writer, sys.stdout.buffer, on_done)
+        else:
+            labelled = label_to_file(
+                asked,
+                inputs,
+                writer,
+                arguments.out,
+                format_name=format_name,
+                anew=arguments.restart,
+                on_done=on_done,
+                on_note=console.note,
+            )
+    told = _told(folder, labelled, arguments.out, time.perf_counter() - begun)
     _tell(console, told)
     return told
 
@@ -196,78 +226,17 @@ def _loaded(
     return loaded, asked
 
 
-def _to_stdout(asked: Predicting, inputs: Inputs, writer: Writer, console: Console, total: int) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    print(writer.header(), end="", flush=True)
-    shown: AbstractContextManager[Callable[[int, int], None]]
-    shown = nullcontext(lambda done, total: None) if sys.stdout.isatty() else console.progress("predicting", "images")
-    with shown as progress:  # no bar where the lines themselves pass by
-        done = 0
-        for batch in asked.batches(inputs.paths()):
-            text = "".join(map(writer.line, batch.predictions))
-            sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
-            sys.stdout.buffer.flush()
-            _count(counts, batch.predictions)
-            progress(done := done + len(batch.predictions), total)
-    return counts
+def _told(folder: Path, labelled: Labelled, out: Path | None, seconds: float) -> dict[str, Any]:
+    from heads.runs import peak_rss_mb
 
-
-def _to_file(
-    asked: Predicting,
-    inputs: Inputs,
-    writer: Writer,
-    console: Console,
-    total: int,
-    arguments: argparse.Namespace,
-    format_name: str,
-) -> tuple[Counter[str], int]:
-    """What was counted, in all tries together, and how many images were done before this one."""
-    from heads.serving.predicting import mark_of
-    from heads.serving.resumable_file import check_unchanged, resumed
-
-    job = {
-        "run": asked.run.fingerprint,
-        "--format": format_name,
-        "--top": asked.top,
-        "--abstain": asked.abstain,
-        "--neighbors": asked.neighbors,
-    }
-    with resumed(arguments.out, job, header=writer.header(), anew=arguments.restart) as made:
-        paths = inputs.paths()
-        if before := made.progress.items:
-            check_unchanged(made, map(mark_of, paths))
-            console.note(f"{arguments.out}: going on after {before:,} images")
-        counts = Counter(made.progress.counts)
-        with console.progress("predicting", "images") as progress:
-            progress(before, total)
-            for batch in asked.batches(paths):
-                _count(counts, batch.predictions)
-                made.append("".join(map(writer.line, batch.predictions)), batch.marks, counts)
-                progress(made.progress.items, total)
-        made.publish()
-    return counts, before
-
-
-def _count(counts: Counter[str], predictions: Sequence[Prediction]) -> None:
-    for each in predictions:
-        state = "damaged" if each.error else "abstained" if each.abstained else f"class {each.class_name}"
-        counts[state] += 1
-
-
-def _told(
-    loaded: LoadedRun, counts: Mapping[str, int], out: Path | None, done_before: int, seconds: float
-) -> dict[str, Any]:
-    images = sum(counts.values())
     return {
-        "run": str(loaded.folder),
+        "run": str(folder),
         "out": None if out is None else str(out),
-        "images": images,
-        "classes": {name: counts.get(f"class {name}", 0) for name in loaded.class_names},
-        "abstained": counts.get("abstained", 0),
-        "damaged": counts.get("damaged", 0),
-        "done_before": done_before,
+        "images": labelled.images,
+        **asdict(labelled),
         "seconds": round(seconds, 3),
-        "images_per_s": round((images - done_before) / seconds, 1),
+        "images_per_s": round((labelled.images - labelled.done_before) / seconds, 1),
+        "peak_rss_mb": peak_rss_mb(),
     }
 
 

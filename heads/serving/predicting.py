@@ -63,7 +63,7 @@ class Predicting:
     def _read(self, paths: tuple[str, ...], stop: threading.Event) -> _ReadPaths:
         marks = tuple(map(mark_of, paths))
         source, rows = FileImages(Path(), paths), np.arange(len(paths))
-        images: list[torch.Tensor] = []
+        images: list[Tensor] = []
         damaged: dict[int, str] = {}
         for each in self.run.serving:
             read = read_views(source, rows, each.backbone.preprocessing, each.augmentation, stop)

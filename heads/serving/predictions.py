@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,11 +68,7 @@ class Writer(Protocol):
 
 def writer_of(format_name: str, layout: Layout) -> Writer:
     """The writer of one of ``FORMATS``."""
-    writers: dict[str, type[CsvWriter | JsonWriter | TableWriter]] = {
-        "csv": CsvWriter,
-        "jsonl": JsonWriter,
-        "table": TableWriter,
-    }
+    writers: dict[str, Callable[[Layout], Writer]] = {"csv": CsvWriter, "jsonl": JsonWriter, "table": TableWriter}
     return writers[format_name](layout)
 
 

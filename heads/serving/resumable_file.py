@@ -103,6 +103,12 @@ class ResumableFile:
         self._recorded = self.progress
 
 
+def refuse_finished(path: Path, *, anew: bool) -> None:
+    """Raise UserError where there is such a file already, unless it is to be made anew."""
+    if path.exists() and not anew:
+        raise UserError(f"{path}: there is such a file already; remove it, name another, or give --restart")
+
+
 @contextmanager
 def resumed(path: Path, job: Mapping[str, Any], *, header: str, anew: bool = False) -> Iterator[ResumableFile]:
     """A file to append to: the one that was broken off, or a new one; how far it came is recorded when the block ends.
@@ -117,8 +123,7 @@ def resumed(path: Path, job: Mapping[str, Any], *, header: str, anew: bool = Fal
         UserError: there is such a file already, another process makes it, it was begun by another job, or the folder
             can't be written.
     """
-    if path.exists() and not anew:
-        raise UserError(f"{path}: there is such a file already; remove it, name another, or give --restart")
+    refuse_finished(path, anew=anew)
     with ExitStack() as held:
         with explained(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)

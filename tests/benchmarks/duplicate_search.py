@@ -46,15 +46,16 @@ def main() -> None:
         written.flush()
         del written
         X = about_mean(ArrayFeatures(np.load(path, mmap_mode="r")))
-        before, began = peak_rss_mb(), time.perf_counter()
+        before, began, worked = peak_rss_mb(), time.perf_counter(), time.process_time()
         found = similar_pairs(X, args.threshold)
-        seconds = time.perf_counter() - began
+        seconds, work = time.perf_counter() - began, time.process_time() - worked
     pairs = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
     planted = set(zip(first.tolist(), second.tolist(), strict=True))
     print(
-        f"{args.rows:,} x {args.columns}, {os.cpu_count()} cores: {seconds:.1f} s; {found.n_found:,} pairs above "
-        f"{args.threshold:g}, {len(planted & pairs):,} of {len(planted):,} planted; {found.n_computed:,} products in "
-        f"full; most memory {peak_rss_mb():,.0f} MB, {before:,.0f} before (the mapped file's pages included)"
+        f"{args.rows:,} x {args.columns}, {os.cpu_count()} cores: {seconds:.1f} s, {work:.1f} s of processor; "
+        f"{found.n_found:,} pairs above {args.threshold:g}, {len(planted & pairs):,} of {len(planted):,} planted; "
+        f"{found.n_computed:,} products in full; most memory {peak_rss_mb():,.0f} MB, {before:,.0f} before (the mapped "
+        "file's pages included)"
     )
 
 
