@@ -138,6 +138,11 @@ def test_shares_of_the_rows_and_a_budget(run: Run, tmp_path: Path) -> None:
     record = read_run(folder).record
     best = record["history"][record["params"]["epochs"] - 1]
     assert best["test_accuracy"] == pytest.approx(record["metrics"]["test"]["accuracy"])
+    (tmp_path / "out.txt").write_text("\n".join(read_run(folder).predictions["val_ids"][:5].tolist()))
+    fewer = compare(
+        run, "--methods", "logreg,head", *flags[2:6], "--epochs", "1", "--trials", "1", "--exclude", "out.txt"
+    )
+    assert [(row["n_train"], row["notes"]) for row in fewer["table"]] == [(76, []), (76, [])]
     spent = compare(run, *flags, "--methods", "logreg,svm", "--budget", "0s")
     assert [row["n_failed"] for row in spent["table"]] == [0, 1, 0, 1]
     assert spent["table"][1]["notes"] == ["left out: the budget of 0 minutes was spent"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Parser, add_subset_flags, names, new_parser, numbers
 from featcache.errors import UsageError
+from heads.excluding_command import add_exclude_flag
 
 if TYPE_CHECKING:
     from finetune.comparison.methods import Method
@@ -62,6 +63,7 @@ def new_compare_parser() -> Parser:
     how.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (auto)")
     how.add_argument("--workers", type=int, metavar="N", help="threads that decode ahead (one a core)")
     add_subset_flags(parser)
+    add_exclude_flag(parser)
     parser.add_argument(
         "--map", choices=("pca", "tsne", "umap"), default="pca", help="how the report draws the embedding in 2-D (pca)"
     )

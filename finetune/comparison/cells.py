@@ -14,6 +14,7 @@ from featcache.files import one_line
 from featcache.subset import Subset
 from finetune.comparison.methods import LP_HEAD, Method, method_of
 from finetune.comparison.results import Cell
+from heads.exclusion import Exclusion
 from heads.recipe import Recipe
 from heads.runs import plain_name, read_run
 
@@ -32,6 +33,7 @@ class Place:
         device: ``auto``, or a device.
         workers: threads that decode ahead; None leaves it to the data.
         command: that asked.
+        exclude: rows to leave out, by id.
         record_test_curve: whether fine-tuning scores the test rows after each epoch too, for its history alone.
     """
 
@@ -41,6 +43,7 @@ class Place:
     device: str
     workers: int | None
     command: str
+    exclude: Exclusion | None = None
     record_test_curve: bool = False
 
 
@@ -99,6 +102,8 @@ class CellPlan:
             "recipe": asdict(self.recipe) if self.method.kind == "head" else None,
             "head": None if head is None else head.fingerprint,
         }
+        if self.place.exclude is not None:
+            told["exclude"] = self.place.exclude.fingerprint
         if self.place.record_test_curve and self.method.kind == "finetune":  # a run without the curve is another
             told["test_curve"] = True
         return layout.fingerprint(told)

@@ -88,6 +88,7 @@ def _run(arguments: argparse.Namespace, console: Console, command: str) -> Compa
     from featcache.machine import keep_freed_memory
     from finetune.comparison.assembling import assemble
     from finetune.comparison.cells import Place, plan_cells
+    from heads.excluding_command import exclusion_of
 
     began = time.monotonic()
     wanted = asked(arguments)
@@ -100,6 +101,7 @@ def _run(arguments: argparse.Namespace, console: Console, command: str) -> Compa
         device=arguments.device,
         workers=arguments.workers,
         command=command,
+        exclude=exclusion_of(arguments),
         record_test_curve=arguments.record_test_curve,
     )
     keep_freed_memory()

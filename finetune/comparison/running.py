@@ -103,6 +103,7 @@ def _fit_head(plan: CellPlan, watch: Watch) -> None:
         paths=(cache.path.resolve(),),
         fingerprints=(cache.fingerprint,),
         subset=plan.subset,
+        exclude=plan.place.exclude,
         val_fraction=plan.place.val_fraction,
         seed=plan.seed,
         views="plain",

@@ -59,6 +59,7 @@ def begin(cell: CellPlan) -> Start:
     rows = load_rows(
         cache,
         subset=cell.subset,
+        exclude=cell.place.exclude,
         val_fraction=cell.place.val_fraction,
         seed=cell.seed,
         pool_maps=True,
