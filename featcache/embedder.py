@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ _PRECISIONS = ("fp32", "bf16", "fp16")
 _ENGINES = ("eager", "compile", "openvino")
 #: Backbones that a process keeps loaded.
 _LOADED = 2
+#: One thread loads at a time: random weights are drawn from the process's one generator.
+_loading = Lock()
 
 
 class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -134,21 +137,22 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         for name, value, least in (("batch_size", self.batch_size, 1), ("workers", self.workers, 0)):
             if value is not None and value < least:
                 raise UsageError(f"{name} is {value!r}; expected a whole number from {least} on, or None")
-        return _load(
-            backbone=self.backbone,
-            weights=self.weights,
-            weights_identity=_identity(self.weights),
-            seed=self.seed,
-            image_size=self.image_size,
-            resize=self.resize,
-            mean=None if self.mean is None else tuple(self.mean),
-            std=None if self.std is None else tuple(self.std),
-            precision=self.precision,
-            engine=self.engine,
-            storage=self.storage,
-            device=self.device,
-            batch_size=self.batch_size,
-        )
+        with _loading:
+            return _load(
+                backbone=self.backbone,
+                weights=self.weights,
+                weights_identity=_identity(self.weights),
+                seed=self.seed,
+                image_size=self.image_size,
+                resize=self.resize,
+                mean=None if self.mean is None else tuple(self.mean),
+                std=None if self.std is None else tuple(self.std),
+                precision=self.precision,
+                engine=self.engine,
+                storage=self.storage,
+                device=self.device,
+                batch_size=self.batch_size,
+            )
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw
+from joblib import parallel_config
 from making import files, flip, noise
 from PIL import Image
 from sklearn.base import clone
@@ -205,11 +207,24 @@ def test_it_gives_data_frames(embedder: Embedder, pictures: list[Path]) -> None:
     np.testing.assert_array_equal(frame.to_numpy(), clone(embedder).set_output(transform="default").transform(pictures))
 
 
-def test_a_search_of_two_processes_embeds_each_image_once(embedder: Embedder) -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "threading",
+        pytest.param(
+            "loky",
+            marks=pytest.mark.skipif(
+                not os.environ.get("FEATCACHE_PROCESSES"), reason="imports torch twice more: FEATCACHE_PROCESSES=1 does"
+            ),
+        ),
+    ],
+)
+def test_a_search_of_two_workers_embeds_each_image_once(embedder: Embedder, backend: str) -> None:
     digits = load_dataset("digits").splits["train"].take(np.arange(60))
     X, y = digits.images.read(range(60)).pixels, digits.labels
     pipeline = make_pipeline(embedder, LogisticRegression(max_iter=1000))
-    search = GridSearchCV(pipeline, {"logisticregression__C": [0.01, 1.0]}, cv=2, n_jobs=2).fit(X, y)
+    with parallel_config(backend=backend, n_jobs=2):
+        search = GridSearchCV(pipeline, {"logisticregression__C": [0.01, 1.0]}, cv=2).fit(X, y)
     assert search.best_score_ > 0.5
     distinct = {image.tobytes() for image in X}
     assert sum(len(cache.splits["train"]) for cache in store(embedder)) == len(distinct)
