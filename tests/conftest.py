@@ -12,6 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 from selecting import Digits, some_digits
+from serving import Served, make_runs
 
 from featcache import cache_command, embed_command
 from featcache.backbones import Backbone, load_backbone
@@ -147,3 +148,19 @@ def two_classes(root: Path, *, train: int = 4) -> Path:
 def digits() -> Digits:
     """600 of scikit-learn's, to select heads on."""
     return some_digits()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """Pictures, caches and runs, made once."""
+    return make_runs(tmp_path_factory.mktemp("served"), draw)
+
+
+@pytest.fixture
+def predict(served: Served, run: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """The command beside those caches and runs."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        return run("predict", f"--cache-dir={served.cache_dir}", f"--runs-dir={served.runs_dir}", *arguments)
+
+    return call
