@@ -42,6 +42,7 @@ def main() -> None:
                 took = epoch(staged, PLANS[name], sources[name], both[precision], device, decode_anew=False)
                 if number >= 0:  # the first round warms up
                     seconds[way].append(took)
+            print(f"round {number + 1}", [round(each[-1], 2) for each in seconds.values() if each], flush=True)
     print(f"{args.images} images, batches of {args.batch_size}, {args.rounds} rounds, {device_name(device)}")
     for (name, precision), each in seconds.items():
         spread = f"{min(each) / args.images * 1e3:.1f} to {max(each) / args.images * 1e3:.1f}"

@@ -82,6 +82,7 @@ def main() -> None:
             took = way()
             if number >= 0:  # the first round warms up
                 seconds[name].append(took)
+        print(f"round {number + 1}", {name: round(each[-1], 2) for name, each in seconds.items() if each}, flush=True)
     print(f"{n} images of {args.side} px, batches of {args.batch_size}, {args.unfreeze} thawed, {device_name(device)}")
     for name, each in seconds.items():
         spread = f"{min(each) / args.steps * 1e3:.1f} to {max(each) / args.steps * 1e3:.1f}"
