@@ -13,7 +13,8 @@ from trained import HalfUsedModel
 from tuning import plan_for, quick, tiny, weights_of
 
 from featcache.stages import StagedModel
-from finetune import training
+from finetune import state, training
+from finetune.optimizers import make_optimizer
 from finetune.plans import Plan
 from finetune.thawing import FrozenError, Thawed, moving_state
 
@@ -78,14 +79,14 @@ def test_a_frozen_stage_in_train_mode_fails_the_run(monkeypatch: pytest.MonkeyPa
 
 def test_a_thawed_stage_outside_the_optimizer_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     staged = tiny()
-    right = training.make_optimizer
+    right = make_optimizer
 
     def only_the_first_phase(staged: StagedModel, plan: Plan, settings: Any) -> torch.optim.Optimizer:
         optimizer = right(staged, plan, settings)
         optimizer.param_groups = [g for g in optimizer.param_groups if g["name"] == plan.head]
         return optimizer
 
-    monkeypatch.setattr(training, "make_optimizer", only_the_first_phase)
+    monkeypatch.setattr(state, "make_optimizer", only_the_first_phase)
     with pytest.raises(FrozenError, match=r"layer3.*the optimizer does not hold them"):
         quick(staged, plan_for(staged, progressive=True, epochs=5))
 
