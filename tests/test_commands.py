@@ -168,13 +168,13 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path, end: signal.Signals) ->
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
     command = [sys.executable, "-c", heed, BIN / "embed", *QUICK[:-2], "--batch-size", "32", "--image-size", "96"]
-    command += ["--limit", "train=1000,test=100"]
+    command += ["--limit", "train=500,test=50"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
     while not (partial := list(tmp_path.glob("features/.*.partial"))):
         assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(1.0)
+    time.sleep(0.5)
     process.send_signal(end)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -183,5 +183,5 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path, end: signal.Signals) ->
     done = subprocess.run(
         [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
     )
-    assert json.loads(done.stdout)["rows"] == 1100
+    assert json.loads(done.stdout)["rows"] == 550
     assert not partial[0].exists()
