@@ -124,7 +124,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
 
 
 def test_what_was_done_before_a_kill_is_reused(tmp_path: Path) -> None:
-    flags = [*RANDOM, "--batch-size", "8"]
+    flags = [*RANDOM, "--batch-size", "8", "--limit", "train=600,test=50"]
     process = start(tmp_path, *flags)
     while not (done := rows_that_count(tmp_path)):
         assert process.poll() is None
@@ -132,15 +132,16 @@ def test_what_was_done_before_a_kill_is_reused(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     done = rows_that_count(tmp_path)
-    assert 0 < done < 1797
+    assert 0 < done < 650
     assert not list(tmp_path.glob("features/*.h5"))
     told = finish(tmp_path, *flags)
-    assert told["rows"] == 1797
+    assert told["rows"] == 650
     assert told["rows_reused"] == done
 
 
 def test_one_that_waits_takes_over_from_one_that_dies(tmp_path: Path) -> None:
-    flags = [*RANDOM[:-1], "160", "--batch-size", "8"]  # long enough for the other to start meanwhile
+    few = ["--limit", "train=900,test=50"]
+    flags = [*RANDOM[:-1], "160", "--batch-size", "8", *few]  # long enough for the other to start meanwhile
     first = start(tmp_path, *flags)
     while not rows_that_count(tmp_path):
         time.sleep(0.1)
@@ -195,7 +196,7 @@ def test_a_disk_that_fills_up_later_has_its_space_reserved(small_disk: Path, tmp
 
 
 def test_a_limit_on_the_size_of_files_is_one_line_and_what_counts_stays(tmp_path: Path) -> None:
-    flags = [*RANDOM, "--batch-size", "8"]
+    flags = [*RANDOM, "--batch-size", "8", "--limit", "train=700,test=50"]
     process = start(tmp_path, *flags)
     while not rows_that_count(tmp_path):
         assert process.poll() is None
