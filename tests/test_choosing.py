@@ -242,7 +242,13 @@ def test_an_engine_that_was_refused_is_not_tried_again(
         tried.clear()
 
 
-@pytest.mark.parametrize(("engine", "precision"), [("compile", "bf16"), ("openvino", "bf16"), ("openvino", "int8")])
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        ("openvino", "bf16"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("compile", "bf16"), ("openvino", "int8"))),
+    ],
+)
 def test_a_resumed_build_equals_an_uninterrupted_one(embed: Embed, engine: str, precision: str) -> None:
     if reason := preparing.unavailable(engine, precision, torch.device("cpu")):
         pytest.skip(str(reason))

@@ -74,7 +74,11 @@ def test_seeds_that_change_nothing_say_so(run: Run, make_folder: Callable, embed
     assert "changes nothing" not in run("fit-head", "--clf", "ridge")[1]
 
 
-@pytest.mark.parametrize("workers", [("--jobs", 2), ("--jobs", 2, "--backend", "threading"), "dask"], ids=str)
+@pytest.mark.parametrize(
+    "workers",
+    [("--jobs", 2), pytest.param(("--jobs", 2, "--backend", "threading"), marks=pytest.mark.slow), "dask"],
+    ids=str,
+)
 def test_the_result_does_not_depend_on_who_did_the_work(
     run: Run, tmp_path: Path, workers: Any, request: pytest.FixtureRequest
 ) -> None:

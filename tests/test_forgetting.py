@@ -97,6 +97,7 @@ ALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_gone_on_with(
     run: Run, embedded: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

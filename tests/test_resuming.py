@@ -19,6 +19,7 @@ from featcache.locks import partial_path
 Embed = Callable[..., Embedding]
 
 
+@pytest.mark.slow
 def test_a_source_that_vanishes_in_the_middle_is_made_up_for(embed: Embed, tmp_path: Path) -> None:
     first = embed(numbered(np.arange(600))).run().cache
     work = embed(numbered(np.arange(0, 1400, 2)))  # blocks of old and new rows
@@ -81,6 +82,7 @@ def test_other_batch_sizes_and_back_lose_nothing(embed: Embed) -> None:
     assert not list(work(8).path.parent.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_that_copies_from_its_predecessor_keeps_all(embed: Embed, tmp_path: Path) -> None:
     stopped(embed(numbered(np.arange(1500)), batch_size=8), 1030)
     work = embed(numbered(np.arange(1500)), batch_size=4)

@@ -128,6 +128,7 @@ def test_batch_norm_that_trains_is_synchronised_where_torch_can() -> None:
     assert kinds() == [nn.BatchNorm2d] * 4
 
 
+@pytest.mark.slow
 def test_the_command_by_two_ranks(run: Run, tmp_path: Path, embedded: Cache) -> None:
     """One is killed, and told of with how to go on; gone on with, the run is that of one process."""
     flags = [*FLAGS, "--epochs", "4", "--record-test-curve"]
