@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -207,18 +206,7 @@ def test_it_gives_data_frames(embedder: Embedder, pictures: list[Path]) -> None:
     np.testing.assert_array_equal(frame.to_numpy(), clone(embedder).set_output(transform="default").transform(pictures))
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        "threading",
-        pytest.param(
-            "loky",
-            marks=pytest.mark.skipif(
-                not os.environ.get("FEATCACHE_PROCESSES"), reason="imports torch twice more: FEATCACHE_PROCESSES=1 does"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
 def test_a_search_of_two_workers_embeds_each_image_once(embedder: Embedder, backend: str) -> None:
     digits = load_dataset("digits").splits["train"].take(np.arange(60))
     X, y = digits.images.read(range(60)).pixels, digits.labels
