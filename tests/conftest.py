@@ -34,15 +34,6 @@ torch.set_num_threads(1)
 HYMENOPTERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera_data"
 
 
-#: Files whose tests start processes by what this one holds in memory (loky, spawn).
-STARTING = ("test_sweep", "test_concurrency", "test_fit_head_command", "test_learning_curve")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These go first: twice a process crashed in starting others, late in a run, after native code of many kinds."""
-    items.sort(key=lambda item: item.path.stem not in STARTING)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is remembered of accepted files and of digests stays out of the user's folder."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -106,6 +108,32 @@ def test_openvino_on_a_gpu_and_in_fp16_is_refused() -> None:
     pytest.importorskip("openvino")
     assert "--device cpu" in str(unavailable("openvino", "bf16", torch.device("cuda")))
     assert "fp16" in str(unavailable("openvino", "fp16", CPU))
+
+
+def test_signals_reach_a_process_whose_network_was_let_go_in_another_thread() -> None:
+    pytest.importorskip("openvino")
+    script = """
+import faulthandler, gc, os, signal, threading
+import torch
+from featcache.engines import by_openvino
+
+faulthandler.enable()  # so that signals have a stack of their own, as under pytest
+images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+class Means(torch.nn.Module):
+    def forward(self, images):
+        return images.float().mean((2, 3))
+held = [by_openvino.prepare(Means(), precision="fp32", example=images, images=None)]
+def let_go():
+    held.clear()
+    gc.collect()
+thread = threading.Thread(target=let_go)
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("reached"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "reached\n"), done.stderr
 
 
 def test_a_compiler_that_fails_is_an_error_of_one_line(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

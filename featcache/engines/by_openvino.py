@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def prepare(
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                 "PERFORMANCE_HINT": "LATENCY",  # one request at a time, all threads on it
             }
-            request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+            request = _core().compile_model(model, "CPU", settings).create_infer_request()
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"--engine openvino does not take this model ({reason}): take --engine eager") from error
@@ -74,6 +75,19 @@ def prepare(
         return torch.from_numpy(np.array(found[0], np.float32))
 
     return forward
+
+
+@cache
+def _core() -> Any:
+    """The one core of this process, which is never let go.
+
+    A core's CPU plugin gives the thread that first compiles with it a signal stack of its own, and takes that memory
+    back when it goes. Where the collector lets it go in another thread, the first is left with a stack that is not
+    there, and its next signal, Ctrl-C too, ends the process or writes over what has come to lie there.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _as_fed(images: Tensor) -> Any:
