@@ -89,11 +89,13 @@ class Probe:
         alike = [member for member in self.members if member.optimizer == best["optimizer"]]
         start = {key: value for key, value in best.items() if key != "epochs"}
         if name == "lr":
-            return continued([member.lr for member in alike], start, name, up=up)
-        if name != "weight_decay":
+            more = continued([member.lr for member in alike], start, name, up=up)
+        elif name == "weight_decay":
+            more = continued([member.weight_decay for member in alike], start, name, up=up, high_is_strong=True)
+        else:
             return []
-        decays = continued([member.weight_decay for member in alike], start, name, up=up, high_is_strong=True)
-        return [params for params in decays if params["weight_decay"] * params["lr"] < 1]  # more turns weights round
+        # a step takes lr * weight_decay of the weights away: 1 leaves nothing of them, and more turns them round
+        return [params for params in more if params.get("weight_decay", 0.0) * params.get("lr", 0.0) < 1]
 
 
 def _member(params: Params) -> Member:

@@ -35,6 +35,9 @@ def test_grids_go_on_beyond_their_ends() -> None:
     assert beyond("knn", "temperature", 0.003, up=False, k=5) == [0.00095, 0.0003, 9.5e-05, 3e-05]
     assert beyond("linear", "lr", 1e-4, up=False, optimizer="adamw") == [1e-8, 1e-7, 1e-6, 1e-5]
     assert beyond("linear", "weight_decay", 1.0, up=True, optimizer="adamw", lr=1e-3) == [100.0, 10.0]
+    # a step of AdamW takes lr * weight_decay of the weights away
+    assert beyond("linear", "lr", 0.1, up=True, optimizer="adamw", weight_decay=0.01) == [1.0, 10.0]
+    assert beyond("linear", "lr", 0.1, up=True, optimizer="adamw", weight_decay=1.0) == []
     # natural ends, and what is no grid
     assert beyond("lda", "shrinkage", 0.0, up=False) == beyond("lda", "shrinkage", 1.0, up=True) == []
     assert beyond("knn", "k", 1, up=False) == beyond("knn", "temperature", 1.0, up=True) == []
