@@ -1,13 +1,17 @@
-"""A cache in; where its images and its weights came from, as it records it, out: enough to find them again."""
+"""A cache in; where its images and its weights came from out, and the images themselves, where they are still there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
+from featcache.images import Pixels
 from featcache.recorded_command import recorded_embed
+
+_AT_ONCE = 64  # images decoded before they are let go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,52 @@ def origin_of(cache: Cache) -> Origin:
     )
 
 
-def original_images(cache: Cache) -> ImageDataset:
+def original_dataset(cache: Cache) -> ImageDataset:
     """The data set that a cache was made of, found again. Raises UserError where it is not there."""
     origin = origin_of(cache)
     return load_dataset(origin.dataset, root=origin.root)
+
+
+@dataclass(frozen=True, eq=False)
+class OriginalImages:
+    """The images that a cache was made of, as far as they still are what was embedded.
+
+    Attributes:
+        dataset: it, found again.
+        at: for each of its splits, where an id is.
+    """
+
+    dataset: ImageDataset
+    at: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def of(cls, cache: Cache) -> OriginalImages:
+        """Find them. Raises UserError where the data set is not there."""
+        dataset = original_dataset(cache)
+        at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
+        return cls(dataset, at)
+
+    def pixels(self, wanted: Sequence[tuple[str, str, bytes]]) -> Iterator[tuple[int, Pixels]]:
+        """Decode images; those gone, changed or damaged are passed over.
+
+        Args:
+            wanted: split, id and content digest of each, as in the cache. Another seed may have carved another test
+                split: what is not in its own is looked for in the others.
+
+        Yields:
+            The position in ``wanted``, and the image, (H, W) or (H, W, 3) uint8; split by split.
+        """
+        by_split: dict[str, list[tuple[int, int]]] = {}
+        for position, (own, name, _) in enumerate(wanted):
+            for split in (own, *(split for split in self.at if split != own)):
+                if name in self.at.get(split, ()):
+                    by_split.setdefault(split, []).append((position, self.at[split][name]))
+                    break
+        for split, pairs in by_split.items():
+            images = self.dataset.splits[split].images
+            for start in range(0, len(pairs), _AT_ONCE):
+                part = pairs[start : start + _AT_ONCE]
+                read = images.read([number for _, number in part])
+                for place, (position, _) in enumerate(part):
+                    if place not in read.damaged and read.digests[place].tobytes() == wanted[position][2]:
+                        yield position, read.pixels[place]

@@ -13,7 +13,7 @@ from featcache.cache import Cache
 from featcache.datasets import ImageDataset
 from featcache.errors import CacheError, UserError
 from featcache.layout import DIGEST_SIZE
-from featcache.origin import origin_of, original_images
+from featcache.origin import origin_of, original_dataset
 from featcache.preprocessing import Preprocessing
 from finetune.image_source import ImageSource, Pictures
 from finetune.settings import Augment
@@ -76,7 +76,7 @@ def tuning_rows(
         UserError: the data set is not there, or lacks images of the cache.
     """
     if dataset is None:
-        dataset = original_images(cache)
+        dataset = original_dataset(cache)
     at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
     held = {name: {row: i for i, row in enumerate(split.ids)} for name, split in cache.splits.items()}
     content = {name: np.zeros((len(split.ids), DIGEST_SIZE), np.uint8) for name, split in dataset.splits.items()}

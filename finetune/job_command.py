@@ -16,7 +16,7 @@ from featcache.command_line import Console
 from featcache.datasets import ImageDataset
 from featcache.embed_command import default_workers
 from featcache.machine import choose_device
-from featcache.origin import original_images
+from featcache.origin import original_dataset
 from featcache.ranks import ALONE, Ranks
 from finetune.asked_command import plan_of, settings_of
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
@@ -133,7 +133,7 @@ def asked_plan(arguments: argparse.Namespace, backbone: Backbone) -> Plan:
 def images_of(job: Job) -> TuningRows:
     """The job's rows with their images. Raises UserError where they are gone or differ from what was embedded."""
     with job.ranks.in_turn():
-        dataset = original_images(job.cache)
+        dataset = original_dataset(job.cache)
     return tuning_rows(
         job.cache,
         job.rows,

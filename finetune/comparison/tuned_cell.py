@@ -11,7 +11,7 @@ from featcache import layout
 from featcache.embed_command import default_workers
 from featcache.errors import UserError
 from featcache.files import one_line
-from featcache.origin import original_images
+from featcache.origin import original_dataset
 from finetune.cached_rows import TuningRows, tuning_rows
 from finetune.comparison.cells import CellPlan
 from finetune.comparison.methods import AUTO, RATE_FACTORS
@@ -56,7 +56,7 @@ def run_tuned_cell(
     method, cache, place = cell.method, cell.cache, cell.place
     start = begin(cell)
     staged = start.backbone.staged
-    dataset = original_images(cell.cache)
+    dataset = original_dataset(cell.cache)
     workers = default_workers(dataset, start.device) if place.workers is None else place.workers
     tuning = tuning_rows(
         cache, start.rows, device=start.device, augment=start.settings.augment, workers=workers, dataset=dataset

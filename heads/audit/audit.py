@@ -11,13 +11,14 @@ import numpy as np
 
 from featcache.cache import Cache
 from featcache.errors import UserError
+from featcache.origin import OriginalImages
 from heads.audit.audited_rows import AuditedRows, audited_rows
 from heads.audit.classes import few_rows, nearly_one
 from heads.audit.directions import about_mean, about_origin
 from heads.audit.duplicate_findings import duplicate_findings
 from heads.audit.duplicates import calibrated, copies, near_pairs, pictures
 from heads.audit.findings import KINDS, Finding, ranked
-from heads.audit.images_at_hand import ImagesAtHand, images_at_hand
+from heads.audit.images_at_hand import ImagesAtHand
 from heads.audit.out_of_fold import OutOfFold, out_of_fold
 from heads.audit.outliers import outliers
 from heads.audit.suspects import suspects
@@ -65,7 +66,7 @@ def audit(cache: Cache, *, seed: int = 0, tell: Tell = lambda text: None) -> Aud
     rows, notes = audited_rows(cache), []
     images: ImagesAtHand | None = None
     try:
-        images = images_at_hand(cache, rows)
+        images = ImagesAtHand(rows=rows, originals=OriginalImages.of(cache))
     except UserError as error:
         notes.append(f"images are not at hand, so that near duplicates are told by features alone ({error})")
     X, numbers = about_mean(rows.features), {}

@@ -1,4 +1,4 @@
-"""A cache in; its images, where they still are and still have the bytes that were embedded, out: as small pictures."""
+"""Rows of an audit and their images in; the images, small, and how far they are from one another, out."""
 
 from __future__ import annotations
 
@@ -8,45 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import Cache
-from featcache.datasets import ImageDataset
 from featcache.images import Pixels
-from featcache.origin import original_images
+from featcache.origin import OriginalImages
 from heads.audit.audited_rows import AuditedRows
 from heads.standardization import Floats
 
 SIDE = 32  # of the squares that are compared
 
-_AT_ONCE = 64  # images decoded before they are let go
 _FLOOR = 4.0  # grey levels: images flatter than this are compared as if they were not
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImagesAtHand:
-    """The data set that rows were embedded from, and where each of its ids is now."""
+    """The rows of an audit with their images, as far as they are there."""
 
     rows: AuditedRows
-    dataset: ImageDataset
-    at: dict[str, dict[str, int]]
+    originals: OriginalImages
 
     def pixels(self, wanted: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
         """Each wanted row with its image, (H, W) or (H, W, 3) uint8; those gone, changed or damaged are passed over."""
-        by_split: dict[str, list[tuple[int, int]]] = {}
-        for row in wanted:
-            own, name = self.rows.split_of(row), self.rows.ids[row]
-            order = (own, *(split for split in self.at if split != own))
-            split = next((split for split in order if name in self.at.get(split, ())), None)
-            if split is not None:
-                by_split.setdefault(split, []).append((row, self.at[split][name]))
-        for split, pairs in by_split.items():
-            images = self.dataset.splits[split].images
-            for start in range(0, len(pairs), _AT_ONCE):
-                part = pairs[start : start + _AT_ONCE]
-                read = images.read([number for _, number in part])
-                for place, (row, _) in enumerate(part):
-                    same = bool((read.digests[place] == self.rows.content[row]).all())
-                    if same and place not in read.damaged:
-                        yield row, read.pixels[place]
+        rows = self.rows
+        keys = [(rows.split_of(row), rows.ids[row], rows.content[row].tobytes()) for row in wanted]
+        for position, pixels in self.originals.pixels(keys):
+            yield wanted[position], pixels
 
     def distances(self, first: Sequence[int], second: Sequence[int]) -> Floats:
         """The `pixel_distance` of pairs of rows, float32 (P,); NaN where an image is not there."""
@@ -58,13 +42,6 @@ class ImagesAtHand:
             ],
             np.float32,
         )
-
-
-def images_at_hand(cache: Cache, rows: AuditedRows) -> ImagesAtHand:
-    """Find the data set again. Raises UserError where it is not there."""
-    dataset = original_images(cache)
-    at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
-    return ImagesAtHand(rows=rows, dataset=dataset, at=at)
 
 
 def square(pixels: Pixels) -> NDArray[np.uint8]:

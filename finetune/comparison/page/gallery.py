@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from featcache.cache import Cache
-from featcache.datasets import Images
+from featcache.images import Pixels
 from featcache.layout import OK
-from featcache.origin import original_images
+from featcache.origin import OriginalImages
 from featcache.preprocessing import Preprocessing
 from finetune.comparison.page.words import short
 from heads.evidence.metrics import softmax
@@ -45,51 +45,38 @@ class TestImages:
     """The test images of a cache, read when they are asked for.
 
     Attributes:
-        at: by id, the images of the data set as it is now and the row there.
+        originals: all of the cache.
         content: digests by id, as they were embedded.
         preprocessing: how a network sees them.
     """
 
-    at: Mapping[str, tuple[Images, int]]
+    originals: OriginalImages
     content: Mapping[str, bytes]
     preprocessing: Preprocessing
 
     @classmethod
     def of(cls, cache: Cache) -> TestImages:
-        """Find the data set of a cache again.
-
-        Raises:
-            UserError: it is not there.
-        """
-        dataset = original_images(cache)
+        """Find the data set of a cache again. Raises UserError where it is not there."""
         held = cache.splits["test"]
-        # Another seed may have carved another test split: then they are in train now.
-        splits = [split for name, split in dataset.splits.items() if name != "test"] + [dataset.splits["test"]]
-        content = {held.ids[row]: held.content[row].tobytes() for row in np.flatnonzero(held.status == OK).tolist()}
         return cls(
-            at={name: (split.images, row) for split in splits for row, name in enumerate(split.ids) if name in content},
-            content=content,
+            originals=OriginalImages.of(cache),
+            content={held.ids[row]: held.content[row].tobytes() for row in np.flatnonzero(held.status == OK).tolist()},
             preprocessing=Preprocessing.from_json(cache.encoder["preprocessing"]),
         )
 
     def jpegs(self, ids: Sequence[str]) -> dict[str, bytes]:
         """JPEGs after resizing and cropping, by id; images that changed since or can't be decoded are left out."""
-        found: dict[str, bytes] = {}
-        for name in ids:
-            if name in found or name not in self.at or name not in self.content:
-                continue
-            images, row = self.at[name]
-            read = images.read([row])
-            if read.damaged or read.digests[0].tobytes() != self.content[name]:
-                continue
-            fitted = self.preprocessing.fit([read.pixels[0]])[0].numpy()  # (1 or 3, S, S) uint8
-            image = Image.fromarray(fitted[0] if len(fitted) == 1 else np.moveaxis(fitted, 0, -1))
-            if image.width > _SIDE:
-                image = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=_QUALITY)
-            found[name] = buffer.getvalue()
-        return found
+        wanted = [("test", name, self.content[name]) for name in dict.fromkeys(ids) if name in self.content]
+        return {wanted[position][1]: self._jpeg(pixels) for position, pixels in self.originals.pixels(wanted)}
+
+    def _jpeg(self, pixels: Pixels) -> bytes:
+        fitted = self.preprocessing.fit([pixels])[0].numpy()  # (1 or 3, S, S) uint8
+        image = Image.fromarray(fitted[0] if len(fitted) == 1 else np.moveaxis(fitted, 0, -1))
+        if image.width > _SIDE:
+            image = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=_QUALITY)
+        return buffer.getvalue()
 
 
 def samples(images: TestImages, run: Run, *, n_classes: int = 20, each: int = 4, seed: int = 0) -> list[Sampled]:
