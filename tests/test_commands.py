@@ -160,7 +160,8 @@ def test_the_well_known_backbones_embed(run: Run, name: str) -> None:
     assert np.ptp(features, axis=0).max() > 0
 
 
-def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_done(tmp_path: Path, end: signal.Signals) -> None:
     # a shell's background jobs ignore SIGINT, and hand that on to their children
     heed = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
@@ -174,7 +175,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(end)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.endswith("embed: error: interrupted; what is done is kept: run the same command to go on\n")

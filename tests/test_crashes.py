@@ -22,7 +22,7 @@ import pytest
 from featcache.cache import Cache
 
 BIN = Path(__file__).resolve().parents[1] / "bin"
-KILLS = int(os.environ.get("FEATCACHE_KILLS", "1"))
+KILLS = int(os.environ.get("FEATCACHE_KILLS", "2"))
 # A shell's background jobs ignore SIGINT, and hand that on to their children.
 HEED = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "

@@ -24,7 +24,7 @@ from PIL import Image
 from featcache import images
 from featcache.images import DamagedImageError
 
-CASES = int(os.environ.get("FEATCACHE_FUZZ_CASES", "60"))
+CASES = int(os.environ.get("FEATCACHE_FUZZ_CASES", "200"))
 
 
 def scene(width: int = 93, height: int = 67) -> Image.Image:

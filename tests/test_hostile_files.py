@@ -34,7 +34,7 @@ from heads.run_canary import read_canary
 from heads.runs import read_run, write_run
 from heads.saved import KINDS, load_head, save_head
 
-CASES = int(os.environ.get("FEATCACHE_FUZZ_CASES", "60"))
+CASES = int(os.environ.get("FEATCACHE_FUZZ_CASES", "200"))
 #: What reading all the bombs may take beyond what reading sound files takes.
 MEMORY_MB = 64
 BOMBS = [(ending, name) for ending, builds in ALL.items() for name in builds]

@@ -106,20 +106,19 @@ def test_the_bytes_are_told_and_too_many_are_refused_before_anything_is_read(
 
 
 def test_heads_take_the_plain_view_where_asked_and_say_so(run: Run, tmp_path: Path) -> None:
-    run("embed", *QUICK, "--views", 2)
+    precise = [*QUICK, "--storage", "float32"]  # no two batches agree in the last bits, which float16 may show
+    run("embed", *precise, "--views", 2)
     status, out, _ = run("fit-head", "--clf", "centroid", "--views", "plain", "--name", "views")
     assert status == 0
     assert "2 augmented views of each image are in the cache; heads take the plain one" in out
     _, out, _ = run("fit-head", "--clf", "centroid", "--name", "all")
     assert "heads train on all of them, each counting 1 / 3, and average at test time" in out
-    run("embed", *QUICK)
+    run("embed", *precise)
     run("fit-head", "--clf", "centroid", "--name", "plain")
     scores = [json.loads((tmp_path / f"runs/{name}/run.json").read_text())["metrics"] for name in ("views", "plain")]
     assert scores[0] == scores[1]
     views, plain = (np.load(tmp_path / f"runs/{name}/predictions.npz") for name in ("views", "plain"))
-    # Batches of other images differ in the last bits of float32, and so now and then in one of float16.
-    largest = np.abs(plain["test_scores"]).max()
-    np.testing.assert_allclose(views["test_scores"], plain["test_scores"], rtol=0, atol=1e-3 * largest)
+    np.testing.assert_allclose(views["test_scores"], plain["test_scores"], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("flags", [["--views", -1], ["--flip", 0.5], ["--views", 2, "--crop-scale", "0.5,2"]])
