@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from scipy import special
@@ -127,6 +128,22 @@ def test_the_nearest_training_images_are_named(served: Served, predict: Run, tmp
     status, _, err = predict("tuned", picture, "--neighbors", 3)
     assert status == 1
     assert "no cache of its own features; make one with bin/embed --backbone resnet18 --weights" in err
+
+
+def test_a_tuned_run_has_neighbors_by_its_own_features(served: Served, predict: Run, run: Run, tmp_path: Path) -> None:
+    flags = ["--backbone", "resnet18", "--weights", served.runs_dir / "tuned", "--precision", "fp32"]
+    own = ["--cache-dir", tmp_path / "own"]
+    assert run("embed", "--dataset", served.pictures, *flags, *own)[0] == 0
+    cache = next((tmp_path / "own").glob("*.h5"))
+    with h5py.File(cache) as held:
+        ids, features = held["train/ids"].asstr()[:].tolist(), held["train/features"][:].astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    names = ["train/green/3.png", "train/red/7.png"]
+    status, out, err = predict("tuned", *(served.pictures / name for name in names), "--neighbors", 3, *own)
+    assert status == 0, err
+    for name, row in zip(names, rows(out), strict=True):
+        cosines = features @ features[ids.index(name)]
+        assert [row[f"neighbor_{k}"] for k in (1, 2, 3)] == [ids[i] for i in np.argsort(-cosines)[:3]]
 
 
 def test_ants_and_bees(hymenoptera: Path, run: Run) -> None:
