@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
 from featcache.backbones import load_backbone
 from featcache.machine import choose_device, device_name, keep_freed_memory
@@ -29,28 +28,14 @@ from finetune.new_head import replace_head
 from finetune.planning import make_plan
 from finetune.plans import Plan
 from finetune.settings import Settings
-from finetune.share import WHOLE, Share
-from finetune.sources import Labels, Source
 from finetune.thawing import group_of, thaw
 from finetune.training import train
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tuning import TensorSource
+
 BARE, OURS = "bare loop", "our loop"
-
-
-@dataclass(frozen=True, eq=False)
-class Tensors:
-    """A source of images in memory, on the device."""
-
-    inputs: Tensor
-    labels: Labels
-    cut: int = 0
-
-    def serving(self, cut: int) -> Source:
-        return self
-
-    def batches(self, rows: Sequence[Labels], *, augment: bool, share: Share = WHOLE) -> Iterator[Tensor]:
-        for numbers in rows:
-            yield self.inputs[torch.from_numpy(numbers)]
 
 
 def main() -> None:
@@ -71,7 +56,7 @@ def main() -> None:
     plan = make_plan(names, staged.head_name, epochs=1, lr=1e-4, unfreeze=args.unfreeze)
     n = args.steps * args.batch_size
     images = torch.randn(n, 3, args.side, args.side).to(device, memory_format=torch.channels_last)
-    rows = Tensors(images, np.arange(n) % 10)
+    rows = TensorSource(images, np.arange(n) % 10)
     ways = {
         BARE: lambda: bare(staged, plan, rows, settings, device),
         OURS: lambda: ours(staged, plan, rows, settings, device),
@@ -93,7 +78,7 @@ def main() -> None:
     print(f"  load average {os.getloadavg()[0]:.1f}")
 
 
-def bare(staged: StagedModel, plan: Plan, rows: Tensors, settings: Settings, device: torch.device) -> float:
+def bare(staged: StagedModel, plan: Plan, rows: TensorSource, settings: Settings, device: torch.device) -> float:
     """Seconds of an epoch by hand; what is frozen is, and runs in eval mode, as in ours."""
     thawed = thaw(staged, plan, plan.phases[0])
     thawed.set_modes()
@@ -111,7 +96,7 @@ def bare(staged: StagedModel, plan: Plan, rows: Tensors, settings: Settings, dev
     return time.perf_counter() - begun
 
 
-def ours(staged: StagedModel, plan: Plan, rows: Tensors, settings: Settings, device: torch.device) -> float:
+def ours(staged: StagedModel, plan: Plan, rows: TensorSource, settings: Settings, device: torch.device) -> float:
     """Seconds of an epoch of `finetune.training.train`."""
     done = train(staged, plan, rows, settings=settings, validation=None, device=device)
     return float(done.history[0]["seconds"])
