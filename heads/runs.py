@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -240,7 +242,12 @@ def created_now() -> str:
 
 
 def reset_peak_rss() -> None:
-    """Let `peak_rss_mb` tell the most from now on, where the system can (Linux); else it goes on as it was."""
+    """Let `peak_rss_mb` tell the most from now on, where the system can (Linux); else it goes on as it was.
+
+    What was freed and is kept for later (glibc) is handed back first, so that it does not count for what comes now.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from zlib import crc32
@@ -13,6 +14,7 @@ import torchvision
 from PIL import Image
 from selecting import Digits, some_digits
 from serving import Served, make_runs
+from threadpoolctl import threadpool_limits
 
 from featcache import cache_command, embed_command
 from featcache.backbones import Backbone, load_backbone
@@ -28,8 +30,10 @@ from heads.serving import export_command, predict_command
 #: Flags that make embedding quick: a real backbone with random weights, on few and small images.
 QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--per-class", "6"]
 
-#: Work this small runs faster without threads that wait for one another.
+#: Work this small runs faster without threads that wait for one another, also in the processes that tests start.
 torch.set_num_threads(1)
+threadpool_limits(1)
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 HYMENOPTERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera_data"
 
