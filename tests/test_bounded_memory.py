@@ -11,15 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 #: Runs in a process of its own, whose largest memory it tells.
 BUILD = """
 import json, resource, sys
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 from typing import ClassVar
 import numpy as np, torch
 from featcache.backbones import Backbone
@@ -75,7 +71,6 @@ print(json.dumps({
 """
 
 
-@pytest.mark.slow
 def test_images_stream_through(tmp_path: Path) -> None:
     count = int(os.environ.get("FEATCACHE_IMAGES", "200000"))
     arguments = [sys.executable, "-c", BUILD, str(count), str(tmp_path)]
