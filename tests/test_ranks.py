@@ -129,7 +129,6 @@ def test_three_ranks_make_the_bytes_of_one_process(pictures: Path, tmp_path: Pat
     assert cache.provenance["threads"] == 1
 
 
-@pytest.mark.slow
 def test_a_rank_that_is_killed_costs_what_did_not_count(slow: dict[str, bytes], tmp_path: Path) -> None:
     process = torchrun(tmp_path, 2, *SLOW)
     wait_for_rows(tmp_path, process)
@@ -146,7 +145,6 @@ def test_a_rank_that_is_killed_costs_what_did_not_count(slow: dict[str, bytes], 
     assert finish_ranks(tmp_path, 2, *SLOW)["rows_reused"] == 1200
 
 
-@pytest.mark.slow
 def test_a_rank_that_outlives_its_job_is_waited_for(slow: dict[str, bytes], tmp_path: Path) -> None:
     first, stale = start_ranks(tmp_path, 2, ROOT / "bin/embed", *SLOW)
     wait_for_rows(tmp_path, first)
