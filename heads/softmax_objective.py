@@ -172,20 +172,20 @@ class SoftmaxObjective:
         kept: NDArray[np.floating] | None,
     ) -> Doubles:
         n, R, K = len(problems), self.n_rows, self.n_classes
-        bent = np.zeros((n * R, self.n_features + 1))
+        bent = self._zeros(xp, n * R, self.n_features + 1)
         for rows in self._spans(xp, span, n):
-            z, omega = self.block(rows.start, rows.stop), self.weights[rows, problems].astype(self._dtype)
+            z, omega = self._rows(xp, rows), self.weights[rows, problems].astype(self._dtype)
             if xp is not np:
-                z, omega = self._to(z), self._to(omega)
+                omega = self._to(omega)
             p = kept[rows] if kept is not None else self._softmax(xp, z @ W + b, n)[0]
             p = p[:, :, K - R :]
             t = (z @ V + v).reshape(-1, n, R) * p
             t -= p * t.sum(2)[:, :, None]
             t *= omega[:, :, None]
             t = t.reshape(-1, n * R)
-            bent[:, :-1] += _doubles(t.T @ z)
-            bent[:, -1] += _doubles(t.sum(0))
-        return bent
+            bent[:, :-1] += self._doubles(t.T @ z)
+            bent[:, -1] += self._doubles(t.sum(0))
+        return _on_cpu(bent)
 
     def _softmax(self, xp: Any, scores: Any, n: int) -> tuple[Any, Any, Any]:
         """Probabilities (rows, n, K) of scores (rows, n * R), and the scores and the logarithms they came from."""
@@ -240,22 +240,36 @@ class SoftmaxObjective:
         The same lines serve numpy and, with other arrays, torch.
         """
         n, R, K = len(problems), self.n_rows, self.n_classes
-        loss, gradient = np.zeros(n), np.zeros((n * R, self.n_features + 1))
+        loss, gradient = self._zeros(xp, n), self._zeros(xp, n * R, self.n_features + 1)
         for rows in self._spans(xp, span, n):
-            z, code = self.block(rows.start, rows.stop), self.codes[rows]
+            z, code = self._rows(xp, rows), self.codes[rows]
             omega, here = self.weights[rows, problems].astype(self._dtype), np.arange(len(code))
             if xp is not np:
-                z, code, omega, here = (self._to(part) for part in (z, code, omega, here))
+                code, omega, here = (self._to(part) for part in (code, omega, here))
             p, scores, log_total = self._softmax(xp, z @ W + b, n)
             if kept is not None:
                 kept[rows] = p
-            loss += _doubles(((log_total - scores[here, :, code]) * omega).sum(0))
+            loss += self._doubles(((log_total - scores[here, :, code]) * omega).sum(0))
             p *= omega[:, :, None]
             p[here, :, code] -= omega
             off = p[:, :, K - R :].reshape(-1, n * R)
-            gradient[:, :-1] += _doubles(off.T @ z)
-            gradient[:, -1] += _doubles(off.sum(0))
-        return loss, gradient
+            gradient[:, :-1] += self._doubles(off.T @ z)
+            gradient[:, -1] += self._doubles(off.sum(0))
+        return _on_cpu(loss), _on_cpu(gradient)
+
+    def _rows(self, xp: Any, rows: slice) -> Any:
+        """Standardised rows where the products are computed."""
+        if xp is np:
+            return self.block(rows.start, rows.stop)
+        return self._there[rows] if self._there is not None else self._to(self.block(rows.start, rows.stop))
+
+    def _doubles(self, values: Any) -> Any:
+        """Whatever array, as float64."""
+        return values.astype(np.float64) if isinstance(values, np.ndarray) else values.to(self._sums_on).double()
+
+    def _zeros(self, xp: Any, *shape: int) -> Any:
+        """In float64, where the products are computed."""
+        return np.zeros(shape) if xp is np else xp.zeros(shape, dtype=xp.float64, device=self._sums_on)
 
     def _to(self, array: NDArray[Any]) -> Any:
         import torch
@@ -271,6 +285,27 @@ class SoftmaxObjective:
         rows = standardized(self.X.load(), self.mean, self.scale)
         return rows.astype(np.float64) if rows.size <= SMALL else rows
 
+    @property
+    def _sums_on(self) -> str:
+        """Where torch sums in float64, which Apple's GPUs do not have."""
+        return "cpu" if self.device.startswith("mps") else self.device
+
+    @cached_property
+    def _there(self) -> Any:
+        """The standardised rows on the device, or None where they would take more than half of its free memory."""
+        import torch
+
+        n_rows, n_features = self.X.shape
+        dtype = torch.float64 if self._dtype is np.float64 else torch.float32
+        place = torch.device(self.device)
+        if place.type == "cuda" and dtype.itemsize * n_rows * n_features > torch.cuda.mem_get_info(place)[0] / 2:
+            return None
+        rows = torch.empty(n_rows, n_features, dtype=dtype, device=place)
+        for start in range(0, n_rows, _DEVICE_ROWS):
+            stop = min(start + _DEVICE_ROWS, n_rows)
+            rows[start:stop] = torch.from_numpy(np.ascontiguousarray(self.block(start, stop)))
+        return rows
+
     @cached_property
     def _libraries(self) -> tuple[Any, int]:
         """The BLAS libraries, and how many threads they may use: so many share the rows, each product having one."""
@@ -284,6 +319,6 @@ class SoftmaxObjective:
         return np.float64 if self._kept is not None and self._kept.dtype == np.float64 else np.float32
 
 
-def _doubles(values: Any) -> Doubles:
-    """Whatever array, as float64 in numpy."""
-    return values.astype(np.float64) if isinstance(values, np.ndarray) else values.double().cpu().numpy()
+def _on_cpu(values: Any) -> Doubles:
+    """Whatever array, in numpy."""
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
