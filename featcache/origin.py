@@ -68,28 +68,35 @@ class OriginalImages:
     at: Mapping[str, Mapping[str, int]]
 
     @classmethod
-    def of(cls, cache: Cache) -> OriginalImages:
-        """Find them. Raises UserError where the data set is not there."""
-        dataset = original_dataset(cache)
+    def of(cls, cache: Cache, dataset: ImageDataset | None = None) -> OriginalImages:
+        """Find them, where the data set is not given. Raises UserError where it is not there."""
+        dataset = dataset or original_dataset(cache)
         at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
         return cls(dataset, at)
+
+    def place(self, split: str, name: str) -> tuple[str, int] | None:
+        """The split and number of an id of a split of the cache; None where it is gone.
+
+        Another seed may have carved another test split: what is not in its own is looked for in the others.
+        """
+        for here in (split, *(other for other in self.at if other != split)):
+            if name in self.at.get(here, ()):
+                return here, self.at[here][name]
+        return None
 
     def pixels(self, wanted: Sequence[tuple[str, str, bytes]]) -> Iterator[tuple[int, Pixels]]:
         """Decode images; those gone, changed or damaged are passed over.
 
         Args:
-            wanted: split, id and content digest of each, as in the cache. Another seed may have carved another test
-                split: what is not in its own is looked for in the others.
+            wanted: split, id and content digest of each, as in the cache.
 
         Yields:
             The position in ``wanted``, and the image, (H, W) or (H, W, 3) uint8; split by split.
         """
         by_split: dict[str, list[tuple[int, int]]] = {}
         for position, (own, name, _) in enumerate(wanted):
-            for split in (own, *(split for split in self.at if split != own)):
-                if name in self.at.get(split, ()):
-                    by_split.setdefault(split, []).append((position, self.at[split][name]))
-                    break
+            if (found := self.place(own, name)) is not None:
+                by_split.setdefault(found[0], []).append((position, found[1]))
         for split, pairs in by_split.items():
             images = self.dataset.splits[split].images
             for start in range(0, len(pairs), _AT_ONCE):

@@ -13,7 +13,7 @@ from featcache.cache import Cache
 from featcache.datasets import ImageDataset
 from featcache.errors import CacheError, UserError
 from featcache.layout import DIGEST_SIZE
-from featcache.origin import origin_of, original_dataset
+from featcache.origin import OriginalImages, origin_of
 from featcache.preprocessing import Preprocessing
 from finetune.image_source import ImageSource, Pictures
 from finetune.settings import Augment
@@ -75,9 +75,8 @@ def tuning_rows(
     Raises:
         UserError: the data set is not there, or lacks images of the cache.
     """
-    if dataset is None:
-        dataset = original_dataset(cache)
-    at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
+    originals = OriginalImages.of(cache, dataset)
+    dataset = originals.dataset
     held = {name: {row: i for i, row in enumerate(split.ids)} for name, split in cache.splits.items()}
     content = {name: np.zeros((len(split.ids), DIGEST_SIZE), np.uint8) for name, split in dataset.splits.items()}
     own_val = rows.own_validation
@@ -87,7 +86,7 @@ def tuning_rows(
         ("val", rows.val, "val" if own_val else "train"),
         ("test", rows.test, "test"),
     ):
-        splits, numbers = _located(wanted, split, at, cache)
+        splits, numbers = _located(wanted, split, originals, cache)
         digests = cache.splits[split].content[[held[split][row] for row in wanted.ids]]
         for name in set(splits):
             mine = np.asarray(splits) == name
@@ -107,15 +106,14 @@ def tuning_rows(
 
 
 def _located(
-    wanted: SplitRows, split: str, at: dict[str, dict[str, int]], cache: Cache
+    wanted: SplitRows, split: str, originals: OriginalImages, cache: Cache
 ) -> tuple[Sequence[str], np.ndarray]:
     """The split and number of each row in the data set: in the split of that name, or wherever it is now."""
-    order = [split, *(name for name in at if name != split)]
     splits, numbers = [], []
     for row in wanted.ids:
-        name = next((name for name in order if row in at.get(name, ())), None)
-        if name is None:
+        place = originals.place(split, row)
+        if place is None:
             raise UserError(f"{row} of {cache.path} is no longer in the data set {cache.dataset}: embed it again")
-        splits.append(name)
-        numbers.append(at[name][row])
+        splits.append(place[0])
+        numbers.append(place[1])
     return splits, np.array(numbers, np.int64)
