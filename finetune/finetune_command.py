@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
 from featcache.errors import UserError
+from featcache.files import one_line
 from featcache.ranks import ALONE, Ranks
 from finetune.asked_command import AUTO, cache_of, check_flags, new_finetune_parser, rows_of
 from finetune.forgetting_command import forgetting_table, rehearsed_by, score_start, score_tuned
@@ -58,13 +59,13 @@ def _dispatched(arguments: argparse.Namespace, console: Console, command: str, r
     if arguments.probe:
         from finetune.advice_command import probe_and_tell
 
-        with _enough_memory(job):
+        with _refusals_told(job):
             return probe_and_tell(job, tuning.train) if ranks.is_first else {}
     found = None
     if arguments.find_lr or arguments.lr == AUTO:
         from finetune.advice_command import find_and_tell
 
-        with _enough_memory(job):
+        with _refusals_told(job):
             found = find_and_tell(job, tuning.train) if ranks.is_first else None
         if arguments.find_lr:
             return found.to_json() if found else {}
@@ -98,7 +99,7 @@ def _train(
     )
     for told in work.notes:
         console.note(f"  {told}")
-    with work.used(), _enough_memory(job):
+    with work.used(), _refusals_told(job):
         before = score_start(job)
         notes, option, trunk = [note, choice.why], choice.option, None
         if option is not None:
@@ -162,8 +163,8 @@ def _train(
 
 
 @contextmanager
-def _enough_memory(job: Job) -> Iterator[None]:
-    """Say what mends it where there is not."""
+def _refusals_told(job: Job) -> Iterator[None]:
+    """Say what mends it where memory is too little, or where torch.compile fails."""
     import torch
 
     try:
@@ -172,6 +173,13 @@ def _enough_memory(job: Job) -> Iterator[None]:
         mend = "take a smaller --batch-size with --accumulate, --checkpointing, or --precision bf16"
         size = job.settings.batch_size
         raise UserError(f"{job.device} has too little memory for batches of {size}: {mend}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        if not job.settings.compile:
+            raise
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"--compile: torch.compile does not take this model here ({reason}): leave it out") from error
 
 
 def _tell_plan(job: Job) -> TrunkChoice:

@@ -276,6 +276,38 @@ def test_validation_labels_decide_the_epoch(cache: Cache) -> None:
     assert losses[0] != losses[1]
 
 
+@pytest.mark.parametrize(
+    ("error", "flags", "message"),
+    [
+        (
+            AssertionError("expected size 512==512,\nstride 9==1 at dim=1"),
+            ("--compile",),
+            (
+                "--compile: torch.compile does not take this model here "
+                "(expected size 512==512, stride 9==1 at dim=1): leave it out"
+            ),
+        ),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+            (),
+            (
+                "cpu has too little memory for batches of 32: take a smaller --batch-size with --accumulate, "
+                "--checkpointing, or --precision bf16"
+            ),
+        ),
+    ],
+)
+def test_what_the_device_does_not_take_is_one_line(
+    run: Run, embedded: Cache, monkeypatch: pytest.MonkeyPatch, error: Exception, flags: Any, message: str
+) -> None:
+    def fails(self: Forward, inputs: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(Forward, "__call__", fails)
+    status, _, err = run("finetune", "--unfreeze", "layer4", *FEW, *flags, "--epochs", "1")
+    assert (status, err.splitlines()[-1]) == (1, f"finetune: error: {message}")
+
+
 def test_other_weights_than_the_caches_are_refused(run: Run, tmp_path: Path, make_folder: Callable[..., Path]) -> None:
     """A weights file that changed since: its features would be others."""
     root = make_folder({"train": {"red": 6, "green": 6}, "test": {"red": 3, "green": 3}})
