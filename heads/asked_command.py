@@ -80,7 +80,7 @@ def new_fit_head_parser() -> Parser:
     work.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at once, each with one thread (1)")
     work.add_argument(
         "--backend", choices=("loky", "threading", "dask", "ray"), default="loky",
-        help="joblib's: processes here, threads, or a cluster that sees the same files (loky); ray is untested",
+        help="joblib's: processes here, threads, or a cluster that sees the same files (loky)",
     )  # fmt: skip
     work.add_argument("--scheduler", metavar="ADDRESS", help="of --backend dask: tcp://host:port")
     parser.add_argument("--name", help="of the run (data set, backbone, classifier and a number)")

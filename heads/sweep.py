@@ -65,7 +65,8 @@ def sweep(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers: Wor
     from joblib import Parallel, delayed
 
     with _backend(workers):
-        yield from Parallel(n_jobs=workers.jobs, return_as="generator")(
+        how = "list" if workers.backend == "ray" else "generator"  # ray's gives all together
+        yield from Parallel(n_jobs=workers.jobs, return_as=how)(
             delayed(_in_one_thread)(work, piece, workers.backend != "threading") for piece in pieces
         )
 

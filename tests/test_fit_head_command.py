@@ -76,7 +76,7 @@ def test_seeds_that_change_nothing_say_so(run: Run, make_folder: Callable, embed
 
 @pytest.mark.parametrize(
     "workers",
-    [("--jobs", 2), pytest.param(("--jobs", 2, "--backend", "threading"), marks=pytest.mark.slow), "dask"],
+    [("--jobs", 2), pytest.param(("--jobs", 2, "--backend", "threading"), marks=pytest.mark.slow), "dask", "ray"],
     ids=str,
 )
 def test_the_result_does_not_depend_on_who_did_the_work(
@@ -85,6 +85,10 @@ def test_the_result_does_not_depend_on_who_did_the_work(
     run("embed", *QUICK)
     if workers == "dask":
         workers = ("--backend", "dask", "--scheduler", request.getfixturevalue("cluster"))
+    elif workers == "ray":
+        ray = pytest.importorskip("ray")
+        request.addfinalizer(ray.shutdown)
+        workers = ("--backend", "ray", "--jobs", 2)
     asked = ("--clf", "ridge,lda,linear", "--seeds", 2, *FEW, "--device", "cpu")
     alone = told(run, *asked, "--runs-dir", "alone")
     spread = told(run, *asked, "--runs-dir", "spread", *workers)
