@@ -167,7 +167,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path, end: signal.Signals) ->
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     )
-    command = [sys.executable, "-c", heed, BIN / "embed", *QUICK[:-2], "--batch-size", "32", "--image-size", "96"]
+    command = [sys.executable, "-c", heed, BIN / "embed", *QUICK[:-2], "--batch-size", "32", "--image-size", "64"]
     command += ["--limit", "train=500,test=50"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)

@@ -28,7 +28,7 @@ HEED = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
-FEW = ["--per-class", "40"]
+FEW = ["--per-class", "40", "--limit", "test=80"]
 RANDOM = ["--backbone", "resnet18", "--weights", "none", "--image-size", "64"]
 
 

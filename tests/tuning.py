@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  as everyone calls it
 import torchvision
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from featcache.stages import StagedModel
@@ -80,6 +82,14 @@ def pictures(n: int, *, side: int = 16, n_classes: int = 3, seed: int = 0) -> Te
     for row, label in enumerate(labels.tolist()):
         inputs[row, label % 3] += 1.0
     return TensorSource(inputs.to(memory_format=torch.channels_last), labels)
+
+
+def digits(n: int, *, side: int, start: int = 0) -> TensorSource:
+    """Of scikit-learn's, ten classes, in colour and enlarged."""
+    data = load_digits()
+    some = torch.from_numpy(data.images[start : start + n]).float()[:, None] / 8 - 1
+    inputs = F.interpolate(some, size=(side, side), mode="bilinear").expand(-1, 3, -1, -1)
+    return TensorSource(inputs.contiguous(memory_format=torch.channels_last), data.target[start : start + n])
 
 
 def plan_for(staged: StagedModel, **flags: Any) -> Plan:
