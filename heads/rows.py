@@ -116,9 +116,7 @@ class UncarvedRows:
         if val is not None:
             note = f"validation is the set's own split: {len(val):,} rows"
         else:
-            kept, drawn = carve_validation(
-                train.labels, fraction=self.val_fraction, seed=seed, class_names=self.class_names
-            )
+            kept, drawn = carve_validation(train.labels, fraction=self.val_fraction, seed=seed)
             note = f"validation is carved from train: {len(drawn):,} of {len(train):,} rows (seed {seed})"
             train, val = train.take(kept), train.take(drawn)
         how = {"subset": self.subset, "val_fraction": None if self.val is not None else self.val_fraction, "seed": seed}
@@ -227,22 +225,16 @@ def load_rows(
     ).carved(seed)
 
 
-def carve_validation(
-    y: Labels, *, fraction: float = 0.1, seed: int = 0, class_names: Sequence[str] | None = None
-) -> tuple[Labels, Labels]:
+def carve_validation(y: Labels, *, fraction: float = 0.1, seed: int = 0) -> tuple[Labels, Labels]:
     """Row numbers for training and for validation, ascending int64, a random `fraction` of each class for validation.
 
-    y is int64 (N,). The number is rounded class by class, at least one and never all. Raises UsageError for a fraction
-    outside (0, 1), and UserError where a class has one row only, since it cannot be in both parts.
+    y is int64 (N,). The number is rounded class by class, at least one and never all: a class of one row has none in
+    validation. Raises UsageError for a fraction outside (0, 1), and UserError where no class has two rows.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the validation fraction is {fraction}, expected more than 0 and less than 1")
-    for c in np.flatnonzero(np.bincount(y) == 1).tolist():
-        name = class_names[c] if class_names is not None else str(c)
-        raise UserError(
-            f"class {name!r} has one training row, validation needs at least two: "
-            "add images of it, or leave it out with --classes"
-        )
+    if np.bincount(y).max(initial=0) < 2:
+        raise UserError("no class has two training rows, of which validation would take one: add images or a val split")
     return carve(y, fraction=fraction, seed=seed)
 
 

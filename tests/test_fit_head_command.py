@@ -74,6 +74,17 @@ def test_seeds_that_change_nothing_say_so(run: Run, make_folder: Callable, embed
     assert "changes nothing" not in run("fit-head", "--clf", "ridge")[1]
 
 
+@pytest.mark.parametrize("flags", [(), ("--cv", 3)], ids=str)
+def test_a_class_of_one_row_is_fitted_on(
+    run: Run, make_folder: Callable, embed: Callable[..., Embedding], flags: Any
+) -> None:
+    counts = {"red": 6, "green": 6}
+    embed(make_folder({"train": {**counts, "blue": 1}, "test": counts})).run()
+    record = told(run, "--clf", "ridge", *flags)
+    assert "classes without validation rows: blue, nothing is chosen by them" in record["notes"]
+    assert record["dataset"]["class_names"] == ["blue", "green", "red"]
+
+
 @pytest.mark.parametrize(
     "workers",
     [("--jobs", 2), pytest.param(("--jobs", 2, "--backend", "threading"), marks=pytest.mark.slow), "dask", "ray"],

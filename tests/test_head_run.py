@@ -161,5 +161,5 @@ def test_how_the_rows_were_chosen_is_told(cache: Cache) -> None:
 def test_maps_and_rows_too_few_are_refused(cache: Cache, folder: object, embed: Callable[..., Embedding]) -> None:
     with pytest.raises(UserError, match="holds maps .cut after layer1., and heads need vectors"):
         load_rows(embed(folder, cut=2).run().cache)
-    with pytest.raises(UserError, match="class 'green' has one training row"):
+    with pytest.raises(UserError, match="no class has two training rows"):
         load_rows(cache, subset=Subset(per_class=1))

@@ -157,12 +157,12 @@ def test_damage_is_told_when_kept_rows_are_loaded(cache: Cache) -> None:
 
 
 def test_validation_is_carved_from_every_class_that_has_two_rows() -> None:
-    y = np.repeat(np.arange(3), (2, 10, 40))
+    y = np.repeat(np.arange(4), (1, 2, 10, 40))
     train, val = carve_validation(y, fraction=0.1, seed=3)
-    assert np.bincount(y[val]).tolist() == [1, 1, 4]
-    np.testing.assert_array_equal(np.sort(np.concatenate([train, val])), np.arange(52))
-    with pytest.raises(UserError, match="class 'bee' has one training row, validation needs at least two"):
-        carve_validation(np.array([0, 0, 1]), class_names=["ant", "bee"])
+    assert np.bincount(y[val]).tolist() == [0, 1, 1, 4]
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, val])), np.arange(53))
+    with pytest.raises(UserError, match="no class has two training rows, of which validation would take one"):
+        carve_validation(np.array([0, 1]))
     for fraction in (0.0, 1.0, -0.1):
         with pytest.raises(UsageError, match="the validation fraction is .*, expected more than 0 and less than 1"):
             carve_validation(np.array([0, 0]), fraction=fraction)
