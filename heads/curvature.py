@@ -7,13 +7,16 @@ evenly it would see hardly any that do: those whose class is certain bend nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heads.predictors import Doubles
 from heads.softmax_objective import SoftmaxObjective
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 LEAST_ROWS = 8  # a feature that each class is learned from
 OPERATIONS = 8e10  # that may go into it, of which more rows are looked at: half a second or so
@@ -24,18 +27,18 @@ CANDIDATE_BYTES = 1 << 28  # of the rows, and of their probabilities, that rows 
 class Block(Protocol):
     """The inverse Hessian of one class."""
 
-    def solve(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The step (D + 1,) for a gradient (D + 1,)."""
+    def solve(self, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The steps (n, D + 1) for gradients (n, D + 1)."""
 
 
 @dataclass(frozen=True, eq=False)
 class DenseBlock:
-    """`inverse` is float32 (D + 1, D + 1)."""
+    """`inverse` is float32 (D + 1, D + 1), symmetric."""
 
     inverse: NDArray[np.float32]
 
-    def solve(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self.inverse @ gradient
+    def solve(self, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
+        return gradients @ self.inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,33 +53,40 @@ class ThinBlock:
     rows: NDArray[np.float32]
     inner: NDArray[np.float32]
 
-    def solve(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        scaled = self.scale * gradient
-        return self.scale * (scaled - self.rows.T @ (self.inner @ (self.rows @ scaled)))
+    def solve(self, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
+        scaled = self.scale * gradients
+        within: NDArray[np.float32] = scaled @ self.rows.T @ self.inner @ self.rows
+        return self.scale * (scaled - within)
 
 
 class InverseHessian(Protocol):
-    """What turns a gradient (R, D + 1) into a step."""
+    """What turns gradients into steps."""
 
-    def solve(self, gradient: Doubles, penalty: float) -> Doubles:
-        """The step (R, D + 1), float64, that the gradient of a problem with this penalty asks for."""
+    def solve(self, gradients: Doubles, penalties: Doubles) -> Doubles:
+        """The steps (n, R, D + 1), float64, that the gradients of problems with these penalties (n,) ask for."""
 
 
 @dataclass(frozen=True, eq=False)
 class BlockHessian:
     """Each class by itself: the mean of p_k (1 - p_k) z z^T + penalty, inverted.
 
-    `shifts_nothing`: whether the same for all classes is taken off steps, as of softmax, which it does not change.
+    `shifts_nothing`: whether the same for all classes is taken off steps, as of softmax, which it does not change;
+    `libraries`: the BLAS libraries that multiply.
     """
 
     blocks: tuple[Block, ...]
     shifts_nothing: bool
+    libraries: ThreadpoolController
 
-    def solve(self, gradient: Doubles, penalty: float) -> Doubles:
-        gradient = gradient - gradient.mean(axis=0) if self.shifts_nothing else gradient
-        single = gradient.astype(np.float32)
-        step = np.array([block.solve(own) for block, own in zip(self.blocks, single, strict=True)], np.float64)
-        return step - step.mean(axis=0) if self.shifts_nothing else step
+    def solve(self, gradients: Doubles, penalties: Doubles) -> Doubles:
+        """Each class's inverse is read once for all problems."""
+        shift = gradients.mean(axis=1, keepdims=True) if self.shifts_nothing else 0.0
+        single = (gradients - shift).astype(np.float32)
+        steps = np.empty_like(gradients)
+        with self.libraries.limit(limits=1):  # threads would spin on into the next pass over the rows
+            for k, block in enumerate(self.blocks):
+                steps[:, k] = block.solve(single[:, k])
+        return steps - steps.mean(axis=1, keepdims=True) if self.shifts_nothing else steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +103,10 @@ class KroneckerHessian:
     values: Doubles
     vectors: Doubles
 
-    def solve(self, gradient: Doubles, penalty: float) -> Doubles:
+    def solve(self, gradients: Doubles, penalties: Doubles) -> Doubles:
+        return np.stack([self._step(own, float(penalty)) for own, penalty in zip(gradients, penalties, strict=True)])
+
+    def _step(self, gradient: Doubles, penalty: float) -> Doubles:
         turned = self.class_vectors.T @ gradient
         inner = turned[:, :-1] @ self.vectors
         step = np.empty_like(gradient)
@@ -117,8 +130,8 @@ def inverse_hessian(objective: SoftmaxObjective, points: Doubles, penalty: float
     if R * (n_features + 1) ** 2 * 4 <= BLOCK_BYTES:
         n = _n_learned(objective)
         different = p.T if points.any() else p.T[:1]  # from nothing, all classes bend alike
-        blocks = tuple(_block(z, own * (1 - own) * omega, n, penalty) for own in different)
-        return BlockHessian(blocks * (R // len(blocks)), R > 1)
+        blocks = tuple(objective.in_threads(lambda own: _block(z, own * (1 - own) * omega, n, penalty), different))
+        return BlockHessian(blocks * (R // len(blocks)), R > 1, objective.libraries)
     classes = np.diag(omega @ p) - (p * omega[:, None]).T @ p
     class_values, class_vectors = np.linalg.eigh(classes)
     class_values = np.maximum(class_values, 1e-3 * max(class_values[-1], 1e-30))
@@ -134,8 +147,8 @@ def worth(objective: SoftmaxObjective) -> float:
     """About how many passes over all rows take as long as learning an inverse Hessian does."""
     n_features, n = objective.n_features, _n_learned(objective)
     least = min(n, n_features)
-    operations = 2 * n * n_features * least + 2 * least**3  # a class; four a second to one of a pass
-    return operations / 4 / (4 * len(objective.codes) * n_features * len(objective.totals))
+    operations = 2 * n * n_features * least + 2 * least**3  # a class; two a second to one of a pass
+    return operations / 2 / (4 * len(objective.codes) * n_features * len(objective.totals))
 
 
 def spread_rows(weights: Doubles, n: int) -> tuple[NDArray[np.int64], Doubles]:

@@ -7,12 +7,12 @@ float32 (in float64 for rows of that type), sums over blocks in float64.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 from heads.features import Features
 from heads.predictors import Doubles
 from heads.standardization import Floats, Labels, standardized
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
+
+T = TypeVar("T")
+Result = TypeVar("Result")
 
 KEPT_BYTES = 1 << 30
 """Standardised rows of up to so many bytes are kept in memory; more are read and standardised anew in each pass."""
@@ -91,7 +97,7 @@ class SoftmaxObjective:
     @property
     def finest(self) -> float:
         """The relative gap to the optimum that sums in this type resolve, with a margin."""
-        return 1e-10 if self._dtype is np.float64 else 1e-6
+        return 1e-12 if self._dtype is np.float64 else 1e-6
 
     @property
     def is_kept(self) -> bool:
@@ -217,14 +223,21 @@ class SoftmaxObjective:
 
             with torch.no_grad():
                 return part(torch, (0, len(self.codes)), tuple(self._to(array) for array in arrays))
-        libraries, n_threads = self._libraries
-        with libraries.limit(limits=1):
-            if len(self.codes) * arrays[0].size <= _ALONE:
+        if len(self.codes) * arrays[0].size <= _ALONE:
+            with self.libraries.limit(limits=1):
                 return part(np, (0, len(self.codes)), arrays)
-            bounds = [len(self.codes) * i // n_threads for i in range(n_threads + 1)]
-            with ThreadPoolExecutor(n_threads) as pool:
-                found = list(pool.map(lambda span: part(np, span, arrays), pairwise(bounds)))
+        bounds = [len(self.codes) * i // self._n_threads for i in range(self._n_threads + 1)]
+        found = self.in_threads(lambda span: part(np, span, arrays), pairwise(bounds))
         return tuple(np.sum(column, axis=0) for column in zip(*found, strict=True))
+
+    def in_threads(self, work: Callable[[T], Result], pieces: Iterable[T]) -> list[Result]:
+        """The work on each piece, in as many threads as the BLAS libraries may use, of which each then uses one.
+
+        Numpy's and scipy's libraries have threads each, which would spin while the other's work.
+        """
+        n_threads = self._n_threads
+        with self.libraries.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
+            return list(pool.map(work, pieces))
 
     def _part(
         self,
@@ -307,12 +320,16 @@ class SoftmaxObjective:
         return rows
 
     @cached_property
-    def _libraries(self) -> tuple[Any, int]:
-        """The BLAS libraries, and how many threads they may use: so many share the rows, each product having one."""
+    def libraries(self) -> ThreadpoolController:
+        """The BLAS libraries."""
         from threadpoolctl import ThreadpoolController
 
-        libraries = ThreadpoolController()
-        return libraries, max((int(pool["num_threads"]) for pool in libraries.info()), default=os.cpu_count() or 1)
+        return ThreadpoolController()
+
+    @cached_property
+    def _n_threads(self) -> int:
+        """How many threads BLAS may use: so many share the rows, each product having one."""
+        return max((int(pool["num_threads"]) for pool in self.libraries.info()), default=os.cpu_count() or 1)
 
     @property
     def _dtype(self) -> type[np.floating]:

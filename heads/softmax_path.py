@@ -102,7 +102,7 @@ class _Newton:
                 self.hessian = self.view.hessian(self.objective, self.points, penalties)
             gradients = self.gradients[active].copy()
             gradients[:, :, :-1] += penalty * self.points[active, :, :-1]
-            turned = self._turned(-gradients, penalties[active], self.hessian)
+            turned = self.hessian.solve(-gradients, penalties[active])
             values = self._values(self.losses[active], self.points[active], penalties[active])
             near = -0.5 * (gradients * turned).sum(axis=(1, 2))  # gaps as the first Hessian has them: no pass
             near = np.maximum(near / np.maximum(np.abs(values), 1e-30), 1e-300)
@@ -141,10 +141,6 @@ class _Newton:
             messages=tuple(messages),
         )
 
-    def _turned(self, residuals: Doubles, penalties: Doubles, hessian: InverseHessian) -> Doubles:
-        """Each problem's residual (n, R, D + 1) times the first inverse Hessian."""
-        return np.stack([hessian.solve(r, float(w)) for r, w in zip(residuals, penalties, strict=True)])
-
     def _values(self, losses: Doubles, points: Doubles, penalties: Doubles) -> Doubles:
         return losses + 0.5 * penalties * (points[:, :, :-1] ** 2).sum(axis=(1, 2))
 
@@ -175,7 +171,7 @@ class _Newton:
             lengths = (sizes[going] / (some * bent).sum(axis=(1, 2)))[:, None, None]
             steps[going] += lengths * some
             residuals[going] -= lengths * bent
-            turned[going] = self._turned(residuals[going], penalties[going], hessian)
+            turned[going] = hessian.solve(residuals[going], penalties[going])
             before, sizes = sizes, (residuals * turned).sum(axis=(1, 2))
             directions = turned + (sizes / before)[:, None, None] * directions
             going = going[sizes[going] > forcing[going] * first[going]]

@@ -36,7 +36,7 @@ def test_of_two_classes_it_is_the_inverse(n_rows: int, n_features: int, kind: ty
     assert isinstance(inverse, BlockHessian)
     assert isinstance(inverse.blocks[0], kind)
     gradient = np.random.default_rng(1).standard_normal((1, n_features + 1))
-    again = hessian_times(objective, points, inverse.solve(gradient, PENALTY))
+    again = hessian_times(objective, points, inverse.solve(gradient[None], np.array([PENALTY]))[0])
     assert np.linalg.norm(again - gradient) < 0.01 * np.linalg.norm(gradient)  # 0.001 of the intercept's is added
 
 
@@ -54,7 +54,9 @@ def test_the_condition_number_falls(shape: tuple[int, int, int], monkeypatch: py
         columns = []
         for unit in np.eye(size):
             bent = centred(hessian_times(objective, points, centred(unit.reshape(n_classes, -1))))
-            columns.append((bent if inverse is None else centred(inverse.solve(bent, PENALTY))).ravel())
+            columns.append(
+                (bent if inverse is None else centred(inverse.solve(bent[None], np.array([PENALTY]))[0])).ravel()
+            )
         values = np.sort(np.abs(np.linalg.eigvals(np.array(columns))))[n_features + 1 :]
         return float(values[-1] / values[0])
 
