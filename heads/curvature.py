@@ -54,7 +54,7 @@ class ThinBlock:
     inner: NDArray[np.float32]
 
     def solve(self, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
-        scaled = self.scale * gradients
+        scaled: NDArray[np.float32] = self.scale * gradients
         within: NDArray[np.float32] = scaled @ self.rows.T @ self.inner @ self.rows
         return self.scale * (scaled - within)
 
