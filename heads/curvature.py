@@ -54,9 +54,8 @@ class ThinBlock:
     inner: NDArray[np.float32]
 
     def solve(self, gradients: NDArray[np.float32]) -> NDArray[np.float32]:
-        scaled: NDArray[np.float32] = self.scale * gradients
-        within: NDArray[np.float32] = scaled @ self.rows.T @ self.inner @ self.rows
-        return self.scale * (scaled - within)
+        scaled = (self.scale * gradients).T
+        return self.scale * (scaled - self.rows.T @ (self.inner @ (self.rows @ scaled))).T
 
 
 class InverseHessian(Protocol):
