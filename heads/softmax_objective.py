@@ -7,7 +7,7 @@ float32 (in float64 for rows of that type), sums over blocks in float64.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -227,16 +227,18 @@ class SoftmaxObjective:
             with self.libraries.limit(limits=1):
                 return part(np, (0, len(self.codes)), arrays)
         bounds = [len(self.codes) * i // self._n_threads for i in range(self._n_threads + 1)]
-        found = self.in_threads(lambda span: part(np, span, arrays), pairwise(bounds))
+        found = self.in_threads(lambda span: part(np, span, arrays), list(pairwise(bounds)))
         return tuple(np.sum(column, axis=0) for column in zip(*found, strict=True))
 
-    def in_threads(self, work: Callable[[T], Result], pieces: Iterable[T]) -> list[Result]:
-        """The work on each piece, in as many threads as the BLAS libraries may use, of which each then uses one.
+    def in_threads(self, work: Callable[[T], Result], pieces: Sequence[T]) -> list[Result]:
+        """The work on each piece: in as many threads as BLAS may use, each with one of its own, or one after the other
+        where that would leave some idle.
 
         Numpy's and scipy's libraries have threads each, which would spin while the other's work.
         """
-        n_threads = self._n_threads
-        with self.libraries.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
+        if len(pieces) < self._n_threads:
+            return [work(piece) for piece in pieces]
+        with self.libraries.limit(limits=1), ThreadPoolExecutor(self._n_threads) as pool:
             return list(pool.map(work, pieces))
 
     def _part(
