@@ -70,7 +70,7 @@ class OriginalImages:
     @classmethod
     def of(cls, cache: Cache, dataset: ImageDataset | None = None) -> OriginalImages:
         """Find them, where the data set is not given. Raises UserError where it is not there."""
-        dataset = dataset or original_dataset(cache)
+        dataset = original_dataset(cache) if dataset is None else dataset
         at = {name: {row: i for i, row in enumerate(split.ids)} for name, split in dataset.splits.items()}
         return cls(dataset, at)
 

@@ -173,7 +173,7 @@ def _refusals_told(job: Job) -> Iterator[None]:
         mend = "take a smaller --batch-size with --accumulate, --checkpointing, or --precision bf16"
         size = job.settings.batch_size
         raise UserError(f"{job.device} has too little memory for batches of {size}: {mend}") from error
-    except UserError:
+    except (UserError, OSError, MemoryError):
         raise
     except Exception as error:
         if not job.settings.compile:

@@ -129,9 +129,11 @@ def inverse_hessian(objective: SoftmaxObjective, points: Doubles, penalty: float
     if R * (n_features + 1) ** 2 * 4 <= BLOCK_BYTES:
         n = _n_learned(objective)
         different = p.T if points.any() else p.T[:1]  # from nothing, all classes bend alike
-        blocks = tuple(
-            objective.in_threads(lambda own: _block(z, own * (1 - own) * omega, n, penalty), list(different))
+        taken = 8 * n * (n_features + 1) + 32 * (n_features + 1) ** 2  # bytes, while a class is learned
+        learned = objective.in_threads(
+            lambda own: _block(z, own * (1 - own) * omega, n, penalty), list(different), n_bytes=taken
         )
+        blocks = tuple(learned)
         return BlockHessian(blocks * (R // len(blocks)), R > 1, objective.libraries)
     classes = np.diag(omega @ p) - (p * omega[:, None]).T @ p
     class_values, class_vectors = np.linalg.eigh(classes)

@@ -28,7 +28,7 @@ class LogisticPath(BaseEstimator):  # type: ignore[misc]
     Parameters:
         Cs: inverse penalties, more than 0; solved from the smallest on.
         class_weight: None, "balanced", or a dict of weights by class.
-        tol: of the estimated relative distance to the optimal objective; of small X at most 1e-10.
+        tol: of the estimated relative distance to the optimal objective; of small X at most 1e-12.
         max_iter: passes over the rows for each C.
         device: "cpu", or what torch calls a GPU.
 
@@ -131,15 +131,16 @@ def _fit_path(path: LogisticPath, X: NDArray[Any], y: NDArray[Any], sample_weigh
     if path.class_weight is not None:
         weights *= compute_class_weight(path.class_weight, classes=path.classes_, y=y)[codes]
     center = np.average(X, axis=0, weights=weights)  # the intercepts absorb it, and float32 needs it
+    in_double = X.size <= SMALL and not path.device.startswith("mps")  # which has no float64
     objective = SoftmaxObjective(
-        X=(X - center).astype(np.float64 if X.size <= SMALL else np.float32),
+        X=(X - center).astype(np.float64 if in_double else np.float32),
         codes=codes.astype(np.int64),
         weights=weights[:, None],
         n_classes=n_classes,
         device=path.device,
     )
     order = np.argsort(Cs, kind="stable")
-    tol = min(path.tol, objective.finest) if X.size <= SMALL else path.tol
+    tol = min(path.tol, objective.finest) if in_double else path.tol
     found = list(softmax_path(objective, [Cs[i] for i in order], tol=tol, max_passes=path.max_iter))
     back = [found[place] for place in np.argsort(order, kind="stable")]
     path.coefs_ = np.stack([minima.weights[0] for minima in back])

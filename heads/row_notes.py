@@ -82,5 +82,5 @@ def classes_without(labels: Labels, split: str, class_names: Sequence[str]) -> l
         return []
     more = f" and {len(missing) - _NAMES_TOLD:,} more" if len(missing) > _NAMES_TOLD else ""
     named = ", ".join(class_names[label] for label in missing[:_NAMES_TOLD]) + more
-    outcome = "their recall is not known" if split == "test" else "nothing is chosen by them"
+    outcome = "their recall is not known" if split == "test" else "a choice by validation rows knows nothing of them"
     return [f"classes without {split} rows: {named}, {outcome}"]

@@ -230,15 +230,16 @@ class SoftmaxObjective:
         found = self.in_threads(lambda span: part(np, span, arrays), list(pairwise(bounds)))
         return tuple(np.sum(column, axis=0) for column in zip(*found, strict=True))
 
-    def in_threads(self, work: Callable[[T], Result], pieces: Sequence[T]) -> list[Result]:
+    def in_threads(self, work: Callable[[T], Result], pieces: Sequence[T], *, n_bytes: int = 0) -> list[Result]:
         """The work on each piece: in as many threads as BLAS may use, each with one of its own, or one after the other
-        where that would leave some idle.
+        where that would leave some idle, or take more than KEPT_BYTES (`n_bytes` is what a piece takes).
 
         Numpy's and scipy's libraries have threads each, which would spin while the other's work.
         """
-        if len(pieces) < self._n_threads:
+        n_threads = self._n_threads
+        if len(pieces) < n_threads or n_threads * n_bytes > KEPT_BYTES:
             return [work(piece) for piece in pieces]
-        with self.libraries.limit(limits=1), ThreadPoolExecutor(self._n_threads) as pool:
+        with self.libraries.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
             return list(pool.map(work, pieces))
 
     def _part(
@@ -298,7 +299,7 @@ class SoftmaxObjective:
         if 4 * self.X.shape[0] * self.X.shape[1] > KEPT_BYTES or self.mean is None or self.scale is None:
             return None
         rows = standardized(self.X.load(), self.mean, self.scale)
-        return rows.astype(np.float64) if rows.size <= SMALL else rows
+        return rows.astype(np.float64) if rows.size <= SMALL and self._sums_on == self.device else rows
 
     @property
     def _sums_on(self) -> str:
@@ -307,12 +308,16 @@ class SoftmaxObjective:
 
     @cached_property
     def _there(self) -> Any:
-        """The standardised rows on the device, or None where they would take more than half of its free memory."""
+        """The standardised rows on the device, or None where they would take more than half of a GPU's free memory, or
+        where that is not known.
+        """
         import torch
 
         n_rows, n_features = self.X.shape
         dtype = torch.float64 if self._dtype is np.float64 else torch.float32
         place = torch.device(self.device)
+        if place.type == "mps":
+            return None
         if place.type == "cuda" and dtype.itemsize * n_rows * n_features > torch.cuda.mem_get_info(place)[0] / 2:
             return None
         rows = torch.empty(n_rows, n_features, dtype=dtype, device=place)
@@ -323,7 +328,8 @@ class SoftmaxObjective:
 
     @cached_property
     def libraries(self) -> ThreadpoolController:
-        """The BLAS libraries."""
+        """The BLAS libraries of numpy and scipy."""
+        import scipy.linalg  # noqa: F401  so that its library is among them
         from threadpoolctl import ThreadpoolController
 
         return ThreadpoolController()

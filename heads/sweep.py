@@ -53,6 +53,8 @@ class Workers:
 def sweep(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers: Workers) -> Iterator[Result]:
     """Do the work on each piece; the results come in the order of the pieces, each as soon as those before are there.
 
+    Ray's come all at the end.
+
     Where several work at once, each has one thread for linear algebra. `work` and the pieces are sent to other
     processes, so they are to be small and to be found there: functions of modules, paths, settings.
 

@@ -81,7 +81,7 @@ def test_a_class_of_one_row_is_fitted_on(
     counts = {"red": 6, "green": 6}
     embed(make_folder({"train": {**counts, "blue": 1}, "test": counts})).run()
     record = told(run, "--clf", "ridge", *flags)
-    assert "classes without validation rows: blue, nothing is chosen by them" in record["notes"]
+    assert "classes without validation rows: blue, a choice by validation rows knows nothing of them" in record["notes"]
     assert record["dataset"]["class_names"] == ["blue", "green", "red"]
 
 

@@ -116,7 +116,7 @@ def test_classes_without_rows_are_told(embed: Embed) -> None:
         pixels = np.random.default_rng(len(own)).integers(0, 256, (len(own), 8, 8), dtype=np.uint8)
         splits[split] = Split(tuple(f"{split}/{i}" for i in range(len(own))), own, ArrayImages(pixels))
     rows = load_rows(embed(ImageDataset("letters", tuple("abcdefgh"), splits)).run().cache)
-    assert "classes without validation rows: b, nothing is chosen by them" in rows.notes
+    assert "classes without validation rows: b, a choice by validation rows knows nothing of them" in rows.notes
     assert "classes without test rows: a, b, c, d, e and 2 more, their recall is not known" in rows.notes
 
 
