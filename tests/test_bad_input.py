@@ -29,11 +29,11 @@ def test_a_text_file_named_jpg(run: Run, tmp_path: Path) -> None:
     assert "train/a/note.jpg: not a JPEG" in err
 
 
-def test_a_class_with_one_training_image(run: Run, tmp_path: Path) -> None:
+def test_classes_of_one_training_image_each(run: Run, tmp_path: Path) -> None:
     run("embed", *QUICK[:-2], "--dataset", two_classes(tmp_path / "p", train=1))
     status, _, err = run("fit-head")
     assert status == 1
-    assert "class 'a' has" in err
+    assert "no class has two training rows, of which validation would take one: add images or a val split" in err
 
 
 BAD = {
