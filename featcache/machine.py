@@ -53,6 +53,13 @@ def choose_device(name: str, *, local_rank: int | None = None) -> torch.device:
     return torch.device(name)
 
 
+def has_room(device: torch.device, n_bytes: int) -> bool:
+    """Whether so many bytes take no more than half of what a GPU has free; of other devices that is not asked."""
+    import torch
+
+    return device.type != "cuda" or n_bytes <= torch.cuda.mem_get_info(device)[0] / 2
+
+
 @contextmanager
 def full_fp32() -> Iterator[None]:
     """Keep CUDA's convolutions from rounding float32 inputs to TF32, as cuDNN does unless told otherwise."""

@@ -7,16 +7,14 @@ evenly it would see hardly any that do: those whose class is certain bend nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heads.blas_threads import BlasThreads
 from heads.predictors import Doubles
 from heads.softmax_objective import SoftmaxObjective
-
-if TYPE_CHECKING:
-    from threadpoolctl import ThreadpoolController
 
 LEAST_ROWS = 8  # a feature that each class is learned from
 OPERATIONS = 8e10  # that may go into it, of which more rows are looked at: half a second or so
@@ -70,19 +68,19 @@ class BlockHessian:
     """Each class by itself: the mean of p_k (1 - p_k) z z^T + penalty, inverted.
 
     `shifts_nothing`: whether the same for all classes is taken off steps, as of softmax, which it does not change;
-    `libraries`: the BLAS libraries that multiply.
+    `threads`: of the products.
     """
 
     blocks: tuple[Block, ...]
     shifts_nothing: bool
-    libraries: ThreadpoolController
+    threads: BlasThreads
 
     def solve(self, gradients: Doubles, penalties: Doubles) -> Doubles:
         """Each class's inverse is read once for all problems."""
         shift = gradients.mean(axis=1, keepdims=True) if self.shifts_nothing else 0.0
         single = (gradients - shift).astype(np.float32)
         steps = np.empty_like(gradients)
-        with self.libraries.limit(limits=1):  # threads would spin on into the next pass over the rows
+        with self.threads.limited():  # several would spin on into the next pass over the rows
             for k, block in enumerate(self.blocks):
                 steps[:, k] = block.solve(single[:, k])
         return steps - steps.mean(axis=1, keepdims=True) if self.shifts_nothing else steps
@@ -130,11 +128,11 @@ def inverse_hessian(objective: SoftmaxObjective, points: Doubles, penalty: float
         n = _n_learned(objective)
         different = p.T if points.any() else p.T[:1]  # from nothing, all classes bend alike
         taken = 8 * n * (n_features + 1) + 32 * (n_features + 1) ** 2  # bytes, while a class is learned
-        learned = objective.in_threads(
+        learned = objective.threads.map(
             lambda own: _block(z, own * (1 - own) * omega, n, penalty), list(different), n_bytes=taken
         )
         blocks = tuple(learned)
-        return BlockHessian(blocks * (R // len(blocks)), R > 1, objective.libraries)
+        return BlockHessian(blocks * (R // len(blocks)), R > 1, objective.threads)
     classes = np.diag(omega @ p) - (p * omega[:, None]).T @ p
     class_values, class_vectors = np.linalg.eigh(classes)
     class_values = np.maximum(class_values, 1e-3 * max(class_values[-1], 1e-30))

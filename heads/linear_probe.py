@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.machine import choose_device
+from featcache.machine import choose_device, has_room
 from heads.predictors import Doubles
 from heads.standardization import Floats, Labels
 
@@ -172,9 +172,7 @@ def _on(place: torch.device, X: Floats) -> torch.Tensor:
     import torch
 
     rows = torch.from_numpy(np.ascontiguousarray(X, np.float32))
-    if place.type == "cuda" and X.nbytes > torch.cuda.mem_get_info(place)[0] / 2:
-        return rows
-    return rows.to(place)
+    return rows.to(place) if has_room(place, X.nbytes) else rows
 
 
 def _weights(member: Member, d: int, n_classes: int, seed: int, place: torch.device) -> dict[str, torch.Tensor]:

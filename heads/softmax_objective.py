@@ -6,26 +6,20 @@ float32 (in float64 for rows of that type), sums over blocks in float64.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.machine import has_room
+from heads.blas_threads import BlasThreads
 from heads.features import Features
 from heads.predictors import Doubles
 from heads.standardization import Floats, Labels, standardized
-
-if TYPE_CHECKING:
-    from threadpoolctl import ThreadpoolController
-
-T = TypeVar("T")
-Result = TypeVar("Result")
 
 KEPT_BYTES = 1 << 30
 """Standardised rows of up to so many bytes are kept in memory; more are read and standardised anew in each pass."""
@@ -80,6 +74,11 @@ class SoftmaxObjective:
     @property
     def n_features(self) -> int:
         return self.X.shape[1]
+
+    @cached_property
+    def threads(self) -> BlasThreads:
+        """What the rows are shared among on a CPU."""
+        return BlasThreads()
 
     @cached_property
     def totals(self) -> Doubles:
@@ -224,23 +223,11 @@ class SoftmaxObjective:
             with torch.no_grad():
                 return part(torch, (0, len(self.codes)), tuple(self._to(array) for array in arrays))
         if len(self.codes) * arrays[0].size <= _ALONE:
-            with self.libraries.limit(limits=1):
+            with self.threads.limited():
                 return part(np, (0, len(self.codes)), arrays)
-        bounds = [len(self.codes) * i // self._n_threads for i in range(self._n_threads + 1)]
-        found = self.in_threads(lambda span: part(np, span, arrays), list(pairwise(bounds)))
+        bounds = [len(self.codes) * i // self.threads.count for i in range(self.threads.count + 1)]
+        found = self.threads.map(lambda span: part(np, span, arrays), list(pairwise(bounds)))
         return tuple(np.sum(column, axis=0) for column in zip(*found, strict=True))
-
-    def in_threads(self, work: Callable[[T], Result], pieces: Sequence[T], *, n_bytes: int = 0) -> list[Result]:
-        """The work on each piece: in as many threads as BLAS may use, each with one of its own, or one after the other
-        where that would leave some idle, or take more than KEPT_BYTES (`n_bytes` is what a piece takes).
-
-        Numpy's and scipy's libraries have threads each, which would spin while the other's work.
-        """
-        n_threads = self._n_threads
-        if len(pieces) < n_threads or n_threads * n_bytes > KEPT_BYTES:
-            return [work(piece) for piece in pieces]
-        with self.libraries.limit(limits=1), ThreadPoolExecutor(n_threads) as pool:
-            return list(pool.map(work, pieces))
 
     def _part(
         self,
@@ -308,36 +295,20 @@ class SoftmaxObjective:
 
     @cached_property
     def _there(self) -> Any:
-        """The standardised rows on the device, or None where they would take more than half of a GPU's free memory, or
-        where that is not known.
+        """The standardised rows on the device, or None where they would take too much of its memory, or where that is
+        not known.
         """
         import torch
 
         n_rows, n_features = self.X.shape
-        dtype = torch.float64 if self._dtype is np.float64 else torch.float32
-        place = torch.device(self.device)
-        if place.type == "mps":
-            return None
-        if place.type == "cuda" and dtype.itemsize * n_rows * n_features > torch.cuda.mem_get_info(place)[0] / 2:
+        dtype, place = torch.float64 if self._dtype is np.float64 else torch.float32, torch.device(self.device)
+        if place.type == "mps" or not has_room(place, dtype.itemsize * n_rows * n_features):
             return None
         rows = torch.empty(n_rows, n_features, dtype=dtype, device=place)
         for start in range(0, n_rows, _DEVICE_ROWS):
             stop = min(start + _DEVICE_ROWS, n_rows)
             rows[start:stop] = torch.from_numpy(np.ascontiguousarray(self.block(start, stop)))
         return rows
-
-    @cached_property
-    def libraries(self) -> ThreadpoolController:
-        """The BLAS libraries of numpy and scipy."""
-        import scipy.linalg  # noqa: F401  so that its library is among them
-        from threadpoolctl import ThreadpoolController
-
-        return ThreadpoolController()
-
-    @cached_property
-    def _n_threads(self) -> int:
-        """How many threads BLAS may use: so many share the rows, each product having one."""
-        return max((int(pool["num_threads"]) for pool in self.libraries.info()), default=os.cpu_count() or 1)
 
     @property
     def _dtype(self) -> type[np.floating]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from featcache.backbones import load_backbone
 from featcache.datasets import load_dataset
@@ -70,7 +71,25 @@ def main() -> None:
     for above, below in ((KEPT, CACHED), (DECODED, CACHED), (FULL, CACHED), (FULL, KEPT), (FULL, HEAD)):
         ratios = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
         print(f"  {above} / {below}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    for name in (CACHED, KEPT, FULL):
+        print(f"  {name}: {gflop(staged, name):.2f} GFLOP an image")
     print(f"  load average {os.getloadavg()[0]:.1f}")
+
+
+def gflop(staged: StagedModel, name: str) -> float:
+    """What training on an image multiplies and adds: forward, and backward to what trains."""
+    trunk, tail = staged.part(0, 4), staged.part(4, None)
+    staged.model.cpu().eval().requires_grad_(name == FULL)
+    tail.requires_grad_(True)
+    counter, images = FlopCounterMode(display=False), torch.zeros(1, 3, 224, 224)
+    with torch.no_grad():
+        maps = trunk(images)
+    with counter:
+        if name != CACHED:
+            with torch.set_grad_enabled(name == FULL):
+                maps = trunk(images)
+        tail(maps).sum().backward()
+    return float(counter.get_total_flops()) / 1e9
 
 
 def drawn(root: Path, count: int) -> Path:
