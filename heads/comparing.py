@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from featcache.errors import UserError
-from heads.evidence.paired import Comparison, compare_runs
+from heads.evidence.paired import Comparison, Verdict, compare_runs
 from heads.runs import Run
 
-_OPPOSITE = {"better": "worse", "worse": "better", "tie": "tie"}
+_OPPOSITE: Mapping[Verdict, Verdict] = {"better": "worse", "worse": "better"}
 
 
 def find_run(name: Path, runs_dir: Path) -> Path:
@@ -45,7 +45,7 @@ def compared(name: str, predictions: Mapping[str, NDArray[Any]], others: Mapping
                 "ci95": [0.0 - each.ci95[1], 0.0 - each.ci95[0]],
                 "p_value": each.p_value,
                 "p_holm": each.p_holm,
-                "verdict": _OPPOSITE[each.verdict],
+                "verdict": _OPPOSITE.get(each.verdict, each.verdict),
             }
         )
     return told

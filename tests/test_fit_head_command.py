@@ -132,12 +132,12 @@ def test_runs_are_compared(run: Run, tmp_path: Path) -> None:
         assert each["difference"] == pytest.approx(own - other["metrics"]["test"]["accuracy"])
         low, high = each["ci95"]
         assert low <= each["difference"] <= high
-        assert each["verdict"] in ("tie", "better", "worse")
+        assert each["verdict"] in ("no significant difference", "better", "worse")
         assert each["p_value"] <= each["p_holm"] <= 1
     read_run(tmp_path / "runs/new")
     status, out, _ = run("fit-head", "--clf", "ridge", "--against", "new", *FEW)
     assert status == 0
-    assert "tie" in out
+    assert "no significant difference" in out
     status, _, err = run("fit-head", "--against", "gone")
     assert (status, err.count("\n")) == (1, 1)
     before = sorted((tmp_path / "runs").iterdir())
