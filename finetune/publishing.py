@@ -50,7 +50,8 @@ def publish(
     with published(folder) as temporary:
         (temporary / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         np.savez(temporary / "predictions.npz", allow_pickle=False, **tuned.predictions)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        state = model.state_dict()  # with the versions of its modules' layouts, which MNASNet does not load without
+        state |= {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         with (temporary / MODEL_FILE).open("wb") as file:
             torch.save(state, file)
             file.flush()
