@@ -147,9 +147,11 @@ def _folders(runs_dir: Path, fingerprint: str) -> list[Path]:
 
 def _new_folder(runs_dir: Path, fingerprint: str, held: ExitStack) -> Path:
     """The first that no process has, made if it is missing, and locked."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         folder = _folder(runs_dir, fingerprint, number)
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()  # exist_ok would raise if another process removes it just then
         if _locked(folder, held):
             return folder
     raise AssertionError  # count does not end
