@@ -136,7 +136,6 @@ def test_trainings_with_the_same_settings_keep_apart(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_killed_holds_nothing(tmp_path: Path) -> None:
-    """And one that waits to remove a folder does not remove that of the next."""
     program = (
         "import os, pathlib, signal; from finetune.unfinished import work_folder\n"
         "with work_folder(pathlib.Path(), 'a' * 64, command='', resume=False) as work:\n"
