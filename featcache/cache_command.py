@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, new_parser, run
+from featcache.disk import other_name_note
 from featcache.errors import CacheError, UsageError, UserError
 
 if TYPE_CHECKING:
@@ -222,6 +223,8 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     console.note(
         f"{exported.folder}: {exported.rows:,} rows, {exported.n_bytes:,} bytes in {', '.join(exported.files)}"
     )
+    if exported.folder != arguments.out.resolve():
+        console.note(other_name_note(arguments.out, exported.folder))
     return {**vars(exported), "folder": str(exported.folder), "files": list(exported.files)}
 
 

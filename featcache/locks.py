@@ -97,6 +97,20 @@ def join(fd: int, path: Path) -> None:
         pass  # a file system without locks
 
 
+def lock_now(fd: int, path: Path) -> bool:
+    """Lock an open file for this process alone, until it is closed; False if another has it, or it is not at ``path``.
+
+    The latter is so if the one that had it deleted or renamed it. On a file system without locks nobody else has it.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return _is_at(fd, path)
+
+
 def _locks(path: Path) -> list[Path]:
     """Beside the cache, and in the temporary folder where that can be had."""
     locks = [path.with_name(f".{path.name}.{host()}.lock")]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
+from featcache.disk import other_name_note
 from heads.asked_command import (
     caches_of,
     check_flags,
@@ -78,6 +79,7 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
             folder=folder.resolve(),
             command=command,
             against=tuple(path.resolve() for path in against),
+            numbered=arguments.name is None,
         )
         for recipe, folder in zip(recipes, folders, strict=True)
     ]
@@ -87,8 +89,11 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
 
     finished = []
     results = map(work, pieces) if workers.alone else sweep(fit_and_publish, pieces, workers)
-    for folder, done in zip(folders, results, strict=True):
+    for wanted, done in zip(folders, results, strict=True):
         finished.append(done)
+        folder = wanted.with_name(done.folder.name)
+        if arguments.name is not None and folder != wanted:
+            console.note(other_name_note(wanted, folder))
         _tell(console, done, folder)
         if arguments.report:
             _report(console, read_run(folder), folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, new_parser, run
+from featcache.disk import other_name_note, publish_folder
 from featcache.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _parser() -> Parser:
 def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dict[str, Any]:
     if arguments.top < 0:
         raise UsageError(f"--top {arguments.top}: expected a whole number from 0 on")
-    from heads.runs import check_run_name, created_now, new_run_name, published
+    from heads.runs import check_run_name, created_now, new_run_name
 
     if arguments.name is not None:
         check_run_name(arguments.audits_dir, arguments.name)
@@ -63,8 +64,6 @@ def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dic
     from heads.audit.findings import write_findings
 
     found = audit(cache, seed=arguments.seed, tell=console.note)
-    name = arguments.name or new_run_name(arguments.audits_dir, f"{cache.dataset}-{encoder}")
-    folder = arguments.audits_dir / name
     told: dict[str, Any] = {
         "schema": 1,
         "command": command,
@@ -78,11 +77,17 @@ def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dic
         "notes": list(found.notes),
     }
     page, no_page = _page(found, cache, sizes, arguments.top, told["created"])
-    with published(folder) as temporary:
+
+    def write(temporary: Path) -> None:
         (temporary / "audit.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
         write_findings(temporary / "findings.csv", found.findings)
         if page is not None:
             (temporary / "audit.html").write_text(page, encoding="utf-8")
+
+    name = arguments.name or new_run_name(arguments.audits_dir, f"{cache.dataset}-{encoder}")
+    folder = publish_folder(arguments.audits_dir / name, write, numbered=arguments.name is None)
+    if arguments.name is not None and folder.name != name:
+        console.note(other_name_note(arguments.audits_dir / name, folder))
     _tell(console, found, cache.dataset)
     if no_page:
         console.note(f"  no page: {no_page}")
