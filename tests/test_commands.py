@@ -26,6 +26,7 @@ def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
     status, out, _ = run("embed", *QUICK)
     assert status == 0
     assert "data set digits: 10 classes; images: 60 train, 359 test" in out
+    assert "  classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in out
     assert "359 of its 1,797 images were carved off as test" in out
     assert "512 features in float16" in out
     (path,) = (tmp_path / "features").glob("*.h5")
