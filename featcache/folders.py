@@ -17,6 +17,7 @@ from featcache.images import SUFFIXES
 from featcache.split_folders import SPLIT_WORDS, folders_in, split_folders
 
 _MAX_NAMED = 3
+_TWICE = "images would count twice; remove one of the two"
 
 
 @dataclass
@@ -122,26 +123,32 @@ class ImageLister:
     Args:
         folders: those that will be listed. A link to one of them, or to a folder in or above one, is not followed.
         above: more folders that a link must not lead to, nor to one above them.
-
-    Attributes:
-        places: the folders by their real paths.
     """
 
     def __init__(self, folders: Iterable[Path], above: Iterable[Path] = ()) -> None:
-        self.places: dict[Path, list[Path]] = {}
-        for folder in folders:
-            self.places.setdefault(_real(folder), []).append(folder)
-        upper = {_real(folder) for folder in above}
-        self._above = upper.union(*(real.parents for real in (*self.places, *upper)))
+        # real paths as strings: pathlib doubles the time that a set of many folders takes
+        self._real = {folder: os.path.realpath(folder) for folder in folders}
+        self._places: dict[str, list[Path]] = {}
+        for folder, real in self._real.items():
+            self._places.setdefault(real, []).append(folder)
+        upper = [os.path.realpath(folder) for folder in above]
+        self._above = set(upper)
+        for real in (*self._places, *upper):
+            for parent in Path(real).parents:
+                if str(parent) in self._above:
+                    break  # and what is above it, too
+                self._above.add(str(parent))
         self._listed: dict[str, Path] = {}
 
     def refuse_overlap(self) -> None:
         """Raise UserError if links make a folder the same as another one, or a part of it."""
-        for real, folders in self.places.items():
-            others = [folder for parent in real.parents for folder in self.places.get(parent, ())]
-            if len(folders) > 1 or others:
-                how = f"is the same folder as {folders[1]}" if len(folders) > 1 else f"lies in {others[0]}"
-                raise UserError(f"{folders[0]} {how}, by a link: images would count twice; remove one of the two")
+        for real, (folder, *same) in self._places.items():
+            if same:
+                raise UserError(f"{folder} is the same folder as {same[0]}, by a link: {_TWICE}")
+            if real in self._above:
+                for inner, (other, *_) in self._places.items():
+                    if inner.startswith(f"{real}/"):
+                        raise UserError(f"{other} lies in {folder}, by a link: {_TWICE}")
 
     def images(self, folder: Path, left_out: LeftOut) -> Iterator[Path]:
         """The image files in a folder and below it, by their names alone, sorted within each folder.
@@ -151,18 +158,19 @@ class ImageLister:
         Raises:
             UserError: a folder can't be read, or links lead from this folder and from one listed before to the same.
         """
+        reals = {os.fspath(folder): self._real[folder]}
         for where, inner, names in os.walk(folder, onerror=_refuse, followlinks=True):
-            real = os.path.realpath(where)
+            real = reals.pop(where)
             if real in self._listed:
                 if (before := self._listed[real]) != folder:
-                    raise UserError(
-                        f"{before} and {folder} hold links to one folder, {real}: images would count twice; remove one"
-                    )
+                    raise UserError(f"{before} and {folder} hold links to one folder, {real}: {_TWICE}")
                 left_out.links.append(where)
                 inner.clear()
                 continue
             self._listed[real] = folder
-            inner[:] = sorted(self._followed(where, inner, left_out))
+            followed = self._followed(where, real, inner, left_out)
+            inner[:] = sorted(followed)
+            reals |= {os.path.join(where, name): path for name, path in followed.items()}  # noqa: PTH118  as os.walk does
             for name in sorted(names):
                 path = Path(where, name)
                 if name.startswith("."):
@@ -172,23 +180,22 @@ class ImageLister:
                     continue
                 yield path
 
-    def _followed(self, where: str, inner: Iterable[str], left_out: LeftOut) -> Iterator[str]:
-        """The folders to go into next, by name."""
+    def _followed(self, where: str, real: str, inner: Iterable[str], left_out: LeftOut) -> dict[str, str]:
+        """The folders to go into next, by name, with their real paths."""
+        followed = {}
         for name in inner:
-            path = Path(where, name)
             if name.startswith("."):
                 continue
-            if path.is_symlink() and self._leads_back(_real(path)):
+            path = Path(where, name)
+            target = os.path.realpath(path) if path.is_symlink() else os.path.join(real, name)  # noqa: PTH118
+            if path.is_symlink() and self._leads_back(target):
                 left_out.links.append(str(path))
                 continue
-            yield name
+            followed[name] = target
+        return followed
 
-    def _leads_back(self, real: Path) -> bool:
-        return real in self._above or any(path in self.places for path in (real, *real.parents))
-
-
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))
+    def _leads_back(self, real: str) -> bool:
+        return real in self._above or any(str(path) in self._places for path in (real, *Path(real).parents))
 
 
 def _refuse(error: OSError) -> NoReturn:
