@@ -18,7 +18,7 @@ from pathlib import Path
 from featcache import layout, memory
 from featcache.errors import CACHE_FAULTS, CacheError
 from featcache.stored import CacheFile
-from featcache.structure import Structure, from_json, read_structure, to_json
+from featcache.structure import Structure, check_superblock, from_json, read_structure, to_json
 
 #: Limits of the child that parses an unknown file.
 MEMORY_BYTES = 4 << 30
@@ -38,10 +38,9 @@ def structure_of(file: CacheFile) -> Structure:
     Raises:
         CacheError: it is not as FORMAT.md says (then ``is_damage``), or it could not be parsed.
     """
-    if not is_accepted(file):
-        return _from_child(file.path)
     try:
-        return read_structure(file.path)
+        check_superblock(file.path)
+        return read_structure(file.path) if is_accepted(file) else _from_child(file.path)
     except REFUSALS as error:
         raise refused(file.path, error) from error
 

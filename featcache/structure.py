@@ -66,7 +66,7 @@ def read_structure(path: Path) -> Structure:
     """
     import h5py
 
-    _check_superblock(path)
+    check_superblock(path)
     with h5py.File(path, "r", locking=False) as file:
         attributes = _read_attributes(path, file)
         n_bytes = _size(path)
@@ -104,8 +104,12 @@ def read_structure(path: Path) -> Structure:
     return structure
 
 
-def _check_superblock(path: Path) -> None:
-    """What the first bytes say, read without HDF5's library: its own refusals don't tell damage from a failing disk.
+def check_superblock(path: Path) -> None:
+    """Refuse a file by its first bytes, without HDF5's library, which can't tell damage from a disk that fails.
+
+    Raises:
+        CacheError: it is no HDF5 file, cut off, or marked as open for writing.
+        OSError: it can't be read.
 
     Source: HDF5 File Format Specification 3.0, II.A.2, superblock versions 2 and 3.
     """
