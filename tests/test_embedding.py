@@ -150,8 +150,12 @@ def test_what_another_process_writes_to_is_left_alone(embed: Embed, folder: Path
         replace(embed(folder), rows=rows).run()
     assert (partial.read_bytes(), files(partial.parent) & {f"{partial.name}.before1"}) == (before, set())
     path = embed(folder).run().cache.path
-    with h5py.File(path, "r+"), pytest.raises(CacheError, match=r"\.h5: open for writing in another process"):
-        replace(embed(folder), rows=rows).run()
+    with h5py.File(path, "r+"):
+        with pytest.raises(CacheError, match=r"\.h5: open for writing in another process"):
+            replace(embed(folder), rows=rows).run()
+        notes: list[str] = []
+        embed(noise(2)).run(on_note=notes.append)
+        assert [note.partition(" from ")[0] for note in notes] == ["no rows are taken"]
     path.write_bytes(path.read_bytes()[:-1])
     assert embed(folder).run().rows_reused == 0
 
