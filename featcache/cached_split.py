@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featcache import layout
 from featcache.damage import Damage
-from featcache.errors import CacheError
+from featcache.errors import corrupt_error
 from featcache.stored import Stored
 
 if TYPE_CHECKING:
@@ -70,9 +70,8 @@ class CachedSplit:
     def labels(self) -> NDArray[np.int64]:
         labels = self._whole("labels")
         if len(labels) and not (labels.min() >= -1 and labels.max() < len(self.class_names)):
-            where = f"{self.stored['labels'].file.path}: /{self.name}/labels"
-            n_classes = len(self.class_names)
-            raise CacheError(f"{where} go from {labels.min()} to {labels.max()}; there are {n_classes} classes")
+            told = f"/{self.name}/labels go from {labels.min()} to {labels.max()}"
+            raise corrupt_error(self.stored["labels"].file.path, f"{told}; there are {len(self.class_names)} classes")
         return labels
 
     @cached_property
@@ -81,14 +80,14 @@ class CachedSplit:
         try:
             ids = tuple(name.decode() for name in self._whole("ids").tolist())
         except UnicodeDecodeError as error:
-            raise CacheError(f"{path}: /{self.name}/ids are not UTF-8") from error
+            raise corrupt_error(path, f"/{self.name}/ids are not UTF-8") from error
         for name in ids:
             if not name or name.startswith("/") or ".." in name.split("/"):
-                raise CacheError(
-                    f"{path}: /{self.name}/ids holds {name!r}; expected a path below the data set's folder"
+                raise corrupt_error(
+                    path, f"/{self.name}/ids holds {name!r}; expected a path below the data set's folder"
                 )
         if len(set(ids)) < len(ids):
-            raise CacheError(f"{path}: /{self.name}/ids are not unique")
+            raise corrupt_error(path, f"/{self.name}/ids are not unique")
         return ids
 
     @cached_property
@@ -186,7 +185,7 @@ class CachedSplit:
         stored.read_into(values, start)
         if check and not self._matches(data_set, block, values):
             damage = Damage(self.name, data_set, start, stop)
-            raise CacheError(f"{stored.file.path}: {damage}; delete the file and embed again")
+            raise corrupt_error(stored.file.path, f"{damage}; delete the file and embed again")
 
     def _matches(self, data_set: str, block: int, values: Array) -> bool:
         told = self._told[data_set]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -74,6 +76,31 @@ def is_building(path: Path) -> bool:
                 return True
             except OSError:
                 continue  # a file system without locks
+    return False
+
+
+def is_open_for_writing(path: Path) -> bool:
+    """Whether a process has a file open for writing, as far as this system tells.
+
+    HDF5's library locks what it writes, on whichever host. On Linux the kernel also knows of writers without a lock,
+    such as a copy under way: it grants a lease for reading only if there are none.
+    """
+    with suppress(OSError), open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if _is_held(lambda: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)):
+            return True
+        if sys.platform == "linux":
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # SIGIO, without it, would end this process
+            return _is_held(lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK))
+    return False
+
+
+def _is_held(question: Callable[[], object]) -> bool:
+    try:
+        question()
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks, or another user's file
     return False
 
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatched(arguments: argparse.Namespace, console: Console, command: str, ranks: Ranks = ALONE) -> dict[str, Any]:
-    cache = cache_of(arguments)
+    cache = cache_of(arguments, console)
     rows = rows_of(arguments, cache)
 
     from featcache.machine import keep_freed_memory

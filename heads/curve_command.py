@@ -20,7 +20,7 @@ def draw(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     from heads.runs import created_now, new_run_name
     from heads.sweep import sweep
 
-    recipes, workers, caches = recipes_of(arguments), workers_of(arguments), caches_of(arguments)
+    recipes, workers, caches = recipes_of(arguments), workers_of(arguments), caches_of(arguments, console)
     sizes = [Size(fraction=f) for f in arguments.fractions or ()] + [Size(shots=n) for n in arguments.shots or ()]
     stem = f"{caches[0].dataset}-{'+'.join(c.encoder['backbone'] for c in caches)}-{recipes[0].clf}-curve"
     source = source_of(arguments, *caches)

@@ -62,7 +62,7 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     from heads.sweep import sweep
 
     recipes, workers = recipes_of(arguments), workers_of(arguments)
-    caches = caches_of(arguments)
+    caches = caches_of(arguments, console)
     stems = [f"{caches[0].dataset}-{'+'.join(c.encoder['backbone'] for c in caches)}-{r.clf}" for r in recipes]
     folders = _folders(arguments, recipes, stems)
     against = {folder: read_run(folder) for folder in (find_run(p, arguments.runs_dir) for p in arguments.against)}

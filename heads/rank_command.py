@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from featcache.command_line import Console
+from featcache.errors import CacheError
 from heads.asked_command import asked_dataset, recipes_of, source_of, workers_of
 
 
@@ -19,12 +20,17 @@ def rank(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     (recipe,) = recipes_of(arguments, default="ridge")
     workers = workers_of(arguments)
     there = [Cache.open(path) for path in arguments.cache]
-    there = there or [cache for cache in find_caches(arguments.cache_dir) if not cache.is_byproduct]
+    refusals: list[CacheError] = []
+    if not there:
+        found = find_caches(arguments.cache_dir, on_refusal=refusals.append)
+        there = [cache for cache in found if not cache.is_byproduct]
     caches = [
         cache
         for cache in of_one_set(there, asked_dataset(arguments.dataset))
         if all(getattr(arguments, key) in (None, cache.encoder[key]) for key in ("backbone", "precision"))
     ]
+    for error in refusals:
+        console.note(f"PASSED OVER {error}")
     pieces = [
         RankPiece(source=source_of(arguments, cache, pool=not cache.holds_vectors), recipe=recipe) for cache in caches
     ]

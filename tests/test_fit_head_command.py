@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import QUICK
+from making import age, golden
 from test_sweep import cluster  # noqa: F401  a fixture
 
 from featcache.cache import Cache
+from featcache.command_line import Console, Parser
 from featcache.embedding import Embedding
+from featcache.errors import CacheError
+from finetune.asked_command import cache_of, new_finetune_parser
+from heads.asked_command import caches_of, new_fit_head_parser
 from heads.runs import read_run
 from heads.saved import load_head
 
@@ -265,3 +270,26 @@ def test_flags_that_make_no_sense_are_one_line(run: Run, cache: Cache, flags: li
     assert status == 2, err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("parser", "taken"),
+    [(new_fit_head_parser, caches_of), (new_finetune_parser, cache_of)],
+    ids=["fit-head", "finetune"],
+)
+def test_a_newer_cache_that_cannot_be_opened_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parser: Callable[[], Parser], taken: Callable[..., Any]
+) -> None:
+    older = golden(tmp_path)
+    age(older, 1)
+    cut = golden(tmp_path, "golden-tiny-00000000.h5")
+    cut.write_bytes(cut.read_bytes()[:5000])
+    arguments, console = parser().parse_args(["--cache-dir", str(tmp_path)]), Console(json_wanted=False)
+    found = taken(arguments, console)
+    assert [cache.path for cache in (found if isinstance(found, list) else [found])] == [older]
+    reason = f"{cut}: cut off, damaged, or no feature cache (5,000 of 241,760 bytes); embed again"
+    assert capsys.readouterr().out == f"PASSED OVER {reason} (took {older.name}, which is older)\n"
+    older.unlink()
+    with pytest.raises(CacheError) as caught:
+        taken(arguments, console)
+    assert f"(found {reason})" in str(caught.value)

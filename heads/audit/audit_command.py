@@ -55,7 +55,7 @@ def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dic
 
     if arguments.name is not None:
         check_run_name(arguments.audits_dir, arguments.name)
-    cache = _cache(arguments)
+    cache = _cache(arguments, console)
     encoder = cache.encoder["backbone"]
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in cache.splits.items())
     console.note(f"cache {cache.path}: {cache.dataset}, {encoder} ({cache.provenance['weights']}), rows: {sizes}")
@@ -99,7 +99,7 @@ def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dic
     return {**told, "folder": str(folder)}
 
 
-def _cache(arguments: argparse.Namespace) -> Cache:
+def _cache(arguments: argparse.Namespace, console: Console) -> Cache:
     """The cache that was named, or the newest that bin/fit-head would take."""
     from heads.asked_command import caches_of
 
@@ -115,7 +115,7 @@ def _cache(arguments: argparse.Namespace) -> Cache:
         precision=arguments.precision,
         pool=False,
     )
-    return caches_of(asked)[0]
+    return caches_of(asked, console)[0]
 
 
 def _page(found: Audit, cache: Cache, sizes: str, top: int, created: str) -> tuple[str | None, str]:
