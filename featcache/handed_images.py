@@ -194,7 +194,7 @@ def _pixels(picture: Image.Image | Pixels) -> Pixels:
     if isinstance(picture, np.ndarray):
         return picture
     try:
-        return images.eight_bits(ImageOps.exif_transpose(picture))
+        return images.eight_bits(ImageOps.exif_transpose(picture), opened=picture)
     except DamagedImageError:
         raise
     except Exception as error:
