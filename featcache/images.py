@@ -106,8 +106,8 @@ def decode(data: bytes) -> Pixels:
         (H, W) uint8 for grey images, (H, W, 3) uint8 for all others; contiguous and writable.
 
     Raises:
-        DamagedImageError: not such a file, cut off, of more pixels than `MAX_PIXELS` or Pillow's own limit, or its pixels
-            have no agreed range (floating point, 32-bit or signed integers).
+        DamagedImageError: not such a file, cut off, of more pixels than `MAX_PIXELS` or Pillow's own limit, or its
+            pixels have no agreed range (floating point, 32-bit or signed integers).
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
