@@ -166,6 +166,17 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
         load_dataset("cifar-10")
 
 
+def test_booleans_choose_the_same_rows_of_ids_labels_and_images(make_folder: MakeFolder) -> None:
+    split = load_dataset(str(make_folder({"train": {"a": 3, "b": 2}, "test": {"a": 1, "b": 1}}))).splits["train"]
+    mask = split.labels == 1
+    chosen, expected = split.take(mask), split.take(np.flatnonzero(mask))
+    assert chosen.ids == expected.ids == split.ids[3:]
+    assert chosen.labels.tolist() == [1, 1]
+    assert chosen.images == expected.images == split.images.take(mask)
+    with pytest.raises(IndexError, match="the split has 5 rows; asked for by booleans of shape"):
+        split.take(mask[1:])
+
+
 def test_files_are_read_with_their_digests_and_damages(make_folder: MakeFolder) -> None:
     root = make_folder({"": {"a": 2, "b": 2}})
     (root / "a" / "000.jpg").write_bytes(b"text")
