@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tuning import digits, plan_for, quick, torchvision_model
 
-from featcache.backbones import Backbone
-from featcache.preprocessing import Preprocessing
 from featcache.stages import StagedModel
 from finetune.comparison.starting import Start
-from finetune.settings import Settings
 from finetune.thawing import count_parameters
 
 SIDES = {"resnet18": 32, "resnet50": 32, "alexnet": 63, "vgg16": 32}
@@ -54,8 +52,8 @@ def test_a_trial_begins_with_the_weights_that_it_should() -> None:
     """Also of a model whose own loader refuses tensors without the version of their layout."""
     staged = torchvision_model("mnasnet0_5", 32, n_classes=10)
     state = {name: tensor.clone() for name, tensor in staged.model.state_dict().items()}
-    backbone = Backbone(name="mnasnet0_5", staged=staged, preprocessing=Preprocessing(image_size=32), weights={})
-    start = Start(rows=None, backbone=backbone, state=state, settings=Settings(), device=torch.device("cpu"))
+    given: dict[str, Any] = {"rows": None, "backbone": SimpleNamespace(staged=staged), "settings": None}
+    start = Start(**given, state=state, device=torch.device("cpu"))
     for tensor in staged.model.state_dict().values():
         tensor.zero_()
     start.restore()
