@@ -264,6 +264,10 @@ def _of_several_classes(cache: Cache) -> int:
     splits = cache.splits.values()
     content, labels = (np.concatenate(parts) for parts in zip(*((s.content, s.labels) for s in splits), strict=True))
     known = (labels >= 0) & content.any(axis=1)
-    _, image = np.unique(content[known].view(f"V{content.shape[1]}").reshape(-1), return_inverse=True)
-    pairs = np.unique(image.reshape(-1) * len(cache.class_names) + labels[known])
-    return int((np.bincount(pairs // len(cache.class_names)) > 1).sum())
+    content, labels = content[known], labels[known]
+    half = np.ascontiguousarray(content[:, :8]).view(np.uint64).reshape(-1)  # sorts 20 times as fast as all 16 bytes
+    _, image, counts = np.unique(half, return_inverse=True, return_counts=True)
+    several = counts[image.reshape(-1)] > 1
+    _, image = np.unique(content[several], axis=0, return_inverse=True)
+    pairs = np.unique(np.stack([image.reshape(-1), labels[several]], axis=1), axis=0)
+    return int((np.bincount(pairs[:, 0]) > 1).sum())
