@@ -144,6 +144,7 @@ def run_record(caches: Sequence[Cache], rows: Rows, fitted: HeadRun, *, command:
             "how": selection.how,
             "refit": recipe.refit,
             "at_grid_edge": selection.at_grid_edge,
+            "val_is_of_best_epoch": selection.val_is_of_best_epoch,
             "validation": selection.validation.to_json(),
             "rule": recipe.rule,
             "select_by": recipe.select_by,

@@ -64,6 +64,11 @@ class Selection:
         """What the scores were divided by, None where the head was not calibrated."""
         return None if self.calibration is None else self.calibration.temperature
 
+    @property
+    def val_is_of_best_epoch(self) -> bool:
+        """Whether the validation scores are those of the epoch that did best on these very rows, and so too high."""
+        return "epochs" in self.params
+
 
 def select(recipe: Recipe, validation: Validation, *, report: Report | None = None) -> Selection:
     """Search the grid of a recipe's classifier and fit the final head.
@@ -92,6 +97,8 @@ def select(recipe: Recipe, validation: Validation, *, report: Report | None = No
     task = validation.whole() if recipe.refit else folds.task(folds.train[0])
     notes = [*validation.notes, *([note] if (note := classifier.note(chosen.params, task)) else [])]
     notes += _unconverged(chosen.fitted, final if recipe.refit else None)
+    if "epochs" in chosen.params:
+        notes.append("the validation accuracy is that of the best epoch on the rows that chose it, and so too high")
     edges = search.edges(best)
     notes += [_edge_note(best, edge, values, chosen is best) for edge, values in edges.items()]
 
