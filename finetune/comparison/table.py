@@ -123,6 +123,8 @@ def _marks(each: Group, usual: _Usual, is_comparable: bool) -> Iterator[str]:
         yield "other test rows: in no difference"
     elif any(record["dataset"]["fingerprint"] != usual.rows[seed, each.fraction] for seed, record in records.items()):
         yield "other training or validation rows"
+    if each.kind == "head" and each.val_is_of_best_epoch:
+        yield "validation accuracy is its best epoch's: the reference only without other heads"
     sizes = [record["encoder"].get("preprocessing", {}).get("image_size") for record in records.values()]
     if any(_preprocessing(r) != usual.preprocessing.get(each.backbone, _preprocessing(r)) for r in records.values()):
         yield f"other preprocessing{f' ({sizes[0]} px)' if sizes[0] else ''}"
