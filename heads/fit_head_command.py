@@ -99,6 +99,8 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
             _report(console, read_run(folder), folder)
     records = [done.record for done in finished]
     console.table(*metrics_table(records))
+    if any(record["selection"]["val_is_of_best_epoch"] for record in records):
+        console.note("* of the best epoch on the rows that chose it, and so too high to choose among heads by")
     if len(records) == 1:
         return records[0]
     told: dict[str, Any] = {"runs": records}
@@ -108,8 +110,8 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     first = {d.folder.name: read_run(d.folder) for d in finished if d.record["seed"] == arguments.seed}
     if len(first) > 1:
         told["comparisons"] = against_best(first)
-        best = told["comparisons"][0]["reference_method"]
-        title = f"test accuracy beside that of {best}, which has the highest validation accuracy"
+        best, highest = (told["comparisons"][0][key] for key in ("reference_method", "reference_has_highest"))
+        title = f"test accuracy beside that of {best}, which has the highest {highest}"
         console.table(*comparisons_table(title, [{**each, "run": each["method"]} for each in told["comparisons"]]))
     return told
 

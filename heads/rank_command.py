@@ -36,6 +36,11 @@ def rank(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     ]
     entries, others = ranked(list(sweep(rank_entry, pieces, workers)))
     console.table(*ranking_table(caches[0].dataset, recipe.clf, entries))
+    if entries[0]["val_is_of_best_epoch"]:
+        console.note(
+            f"  WARNING: validation accuracies of {recipe.clf} are those of the best epoch on the rows that chose it, "
+            "too high for some caches more than for others: rank by another --clf, such as ridge"
+        )
     for entry in others:
         console.note(f"{entry['cache']}: left out, its rows are not those of {entries[0]['cache']}")
     console.note(f"bin/fit-head --cache {arguments.cache_dir / entries[0]['cache']} fits on the first")

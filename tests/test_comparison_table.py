@@ -83,6 +83,18 @@ def test_differences_are_against_the_best_head_by_validation(groups: list[Group]
     assert found["head"].significant
 
 
+def test_a_head_of_its_best_epoch_is_no_reference(tmp_path: Path, groups: list[Group]) -> None:
+    lucky = a_group("linear", drawn(0.65, 2), val=0.99, kind="head", params={"epochs": 3})
+    more = [lucky, *groups]
+    assert {each.against for each in differences_of(more)} == {"logreg"}
+    assert verdict_of(more, differences_of(more)).best_head == "logreg"
+    assert table_rows(more, cache_dir=tmp_path)[0].notes == (
+        "validation accuracy is its best epoch's: the reference only without other heads",
+    )
+    alone = [lucky, groups[2]]
+    assert {each.against for each in differences_of(alone)} == {"linear"}
+
+
 def test_rows_that_do_not_compare_are_marked(tmp_path: Path) -> None:
     groups = [
         a_group("logreg", drawn(0.7)),

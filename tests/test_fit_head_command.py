@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import QUICK
 from making import age, golden
+from selecting import SMALL_PROBE
 from test_sweep import cluster  # noqa: F401  a fixture
 
 from featcache.cache import Cache
@@ -19,6 +20,8 @@ from featcache.embedding import Embedding
 from featcache.errors import CacheError
 from finetune.asked_command import cache_of, new_finetune_parser
 from heads.asked_command import caches_of, new_fit_head_parser
+from heads.classifiers import CLASSIFIERS
+from heads.comparing import reference_of
 from heads.runs import read_run
 from heads.saved import load_head
 
@@ -160,6 +163,51 @@ def test_several_heads_are_compared_with_the_best_by_validation(run: Run) -> Non
     assert {each["reference_method"] for each in found["comparisons"]} == {best}
     assert {each["method"] for each in found["comparisons"]} == set(val) - {best}
     assert "summary" not in found
+
+
+def test_a_best_epoch_is_no_reference(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CLASSIFIERS, "linear", SMALL_PROBE)
+    monkeypatch.setitem(CLASSIFIERS, "mlp", SMALL_PROBE)
+    run("embed", *QUICK)
+    status, out, _ = run("fit-head", "--clf", "linear,mlp,centroid", "--device", "cpu", *FEW)
+    assert status == 0
+    words = " ".join(out.split())  # of a title that is broken into lines
+    assert "that of centroid, which has the highest validation accuracy, those of a best epoch aside" in words
+    assert words.count("the validation accuracy is that of the best epoch on the rows that chose it") == 2
+    lines = {line.split()[0]: line for line in out.splitlines() if "–" in line}
+    assert ("*" in lines["linear"], "*" in lines["mlp"], "*" in lines["centroid"]) == (True, True, False)
+    assert "* of the best epoch" in out
+    status, out, _ = run("fit-head", "--rank", "--clf", "linear", "--device", "cpu", *FEW)
+    assert status == 0
+    assert "WARNING: validation accuracies of linear" in out
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        ({"linear": (0.9, None), "ridge": (0.7, None), "lda": (0.8, None)}, ("lda", ", those of a best epoch aside")),
+        ({"ridge": (0.8, None), "lda": (0.8, None)}, ("ridge", "")),
+        ({"linear": (0.8, None), "mlp": (0.9, None)}, ("mlp", ", though each is that of a best epoch")),
+        ({"linear": (0.9, 0.6), "ridge": (0.7, 0.5)}, ("linear", "nested accuracy")),
+        ({"linear": (0.9, 0.4), "ridge": (0.7, 0.5)}, ("ridge", "nested accuracy")),
+    ],
+)
+@pytest.mark.parametrize("recorded", [True, False])  # runs of before have no such key
+def test_the_reference_is_of_the_highest_accuracy_that_can_be_believed(
+    heads: dict[str, tuple[float, float | None]], expected: tuple[str, str], recorded: bool
+) -> None:
+    records: dict[str, dict[str, Any]] = {}
+    for name, (val, nested) in heads.items():
+        by_epochs = name in ("linear", "mlp")
+        records[name] = {
+            "params": {"epochs": 3} if by_epochs else {},
+            "selection": {"nested": nested and {"accuracy": nested}},
+            "metrics": {"val": {"accuracy": val}},
+        }
+        if recorded:
+            records[name]["selection"]["val_is_of_best_epoch"] = by_epochs
+    name, highest = expected
+    assert reference_of(records) == (name, highest if "nested" in highest else f"validation accuracy{highest}")
 
 
 def test_a_calibrated_head_is_saved_as_it_predicts(run: Run, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from heads.recipe import Recipe
 from heads.runs import plain_name, read_run
 
 #: Changes with what a cell's run is made by, so that runs of before are not taken for those of now.
-_VERSION = 1
+_VERSION = 2
 _DIGITS = 12
 
 

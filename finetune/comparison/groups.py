@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featcache import layout
 from finetune.comparison.methods import Strategy, strategy_of
 from finetune.comparison.results import Cell, Kind, largest_common_fraction
+from heads.comparing import is_of_best_epoch
 from heads.evidence.paired import Hits
 from heads.runs import read_run
 
@@ -61,6 +62,11 @@ class Group:
     def val_accuracy(self) -> float:
         """What choices are made by: the mean over seeds."""
         return float(np.mean([run.val_accuracy for run in self.runs.values()]))
+
+    @property
+    def val_is_of_best_epoch(self) -> bool:
+        """Whether a head's val_accuracy is that of the best epoch on the rows that chose it, and so too high."""
+        return any(is_of_best_epoch(run.record) for run in self.runs.values())
 
     @property
     def accuracy(self) -> float:
