@@ -124,16 +124,16 @@ class SoftmaxDual:
 
 def squared_hinge_gaps(
     X: Floats, signs: Floats, weights: Doubles, biases: Doubles, *, C: float, row_weights: Doubles | None = None
-) -> Doubles:
+) -> tuple[Doubles, Doubles]:
     """Upper bounds (K,) of how far one-against-the-rest problems are above their minima, relative to their objectives.
 
-    Each is |w|^2 / 2 + C * sum of row_weights * max(0, 1 - y f)^2, f = w . x + b, the intercept not penalised. X is (N,
-    D), signs y (N, K), weights (K, D), biases (K,), row_weights (N,), 1 by default. The dual point is alpha = 2 C
-    row_weights slack, the heavier side scaled down so that sum alpha y = 0, and all scaled so that the dual, sum alpha
-    - sum alpha^2 / (4 C row_weights) - |sum alpha y x|^2 / 2, is highest. If no row of one side has slack, the bound is
-    1.
+    The second result is the objectives (K,). Each is |w|^2 / 2 + C * sum of row_weights * max(0, 1 - y f)^2, f = w . x
+    + b, the intercept not penalised. X is (N, D), signs y (N, K), weights (K, D), biases (K,), row_weights (N,), 1 by
+    default. The dual point is alpha = 2 C row_weights slack, the heavier side scaled down so that sum alpha y = 0, and
+    all scaled so that the dual, sum alpha - sum alpha^2 / (4 C row_weights) - |sum alpha y x|^2 / 2, is highest. If no
+    row of one side has slack, the bound is 1.
     """
-    gaps = np.empty(len(weights))
+    gaps, values = np.empty((2, len(weights)))
     width = max(1, _SLACKS // len(X))
     for start in range(0, len(weights), width):
         some = slice(start, start + width)
@@ -145,10 +145,11 @@ def squared_hinge_gaps(
         lighter = np.minimum(*sides)
         kept = [np.divide(lighter, side, out=np.zeros_like(side), where=side > 0) for side in sides]
         level = np.where(sign == 1, *kept).astype(np.float32)
-        alpha *= level
+        alpha = alpha * level  # which may be `slack` itself
         pulls = (X.T @ (alpha * sign)).astype(np.float64)
         linear = 4 * C * lighter
         square = C * np.einsum("ij,ij->j", alpha * level, slack, dtype=np.float64) + 2 * C**2 * (pulls**2).sum(axis=0)
         best = np.divide(linear**2, 4 * square, out=np.zeros_like(linear), where=square > 0)
+        values[some] = value
         gaps[some] = np.divide(value - best, value, out=np.zeros_like(value), where=value != 0)
-    return gaps
+    return gaps, values
