@@ -106,12 +106,11 @@ class _Newton:
         aims, reasons = np.full(len(self.everyone), tol), [""] * len(self.everyone)
         active, learned = np.flatnonzero(~(bounds <= tol)), False
         while len(active) and self.n_passes + _STEP_PASSES <= self.max_passes:
-            penalty = penalties[active, None, None]
             fresh = self.hessian is None
             if self.hessian is None:
                 self.hessian, learned = self.view.hessian(self.objective, self.points, penalties), True
             gradients = self.gradients[active].copy()
-            gradients[:, :, :-1] += penalty * self.points[active, :, :-1]
+            gradients[:, :, :-1] += penalties[active, None, None] * self.points[active, :, :-1]
             turned = self.hessian.solve(-gradients, penalties[active])
             values = self._values(self.losses[active], self.points[active], penalties[active])
             near = -0.5 * (gradients * turned).sum(axis=(1, 2))  # gaps as the first Hessian has them: no pass
@@ -121,7 +120,7 @@ class _Newton:
             gaps[active[guessed]] = likely[guessed]
             if not guessed.any():
                 forcing = _forcing(gaps[active], aims[active])
-                steps, n_inner = self._solve(active, -gradients, turned, penalties[active], self.hessian, forcing)
+                steps, n_inner = self._solve(active, -gradients, turned, penalties[active], forcing)
                 slopes = (gradients * steps).sum(axis=(1, 2))
                 gaps[active] = -0.5 * slopes / np.maximum(np.abs(values), 1e-30)
                 self.ratios[active] = np.maximum(gaps[active] / near, 1.0)
@@ -173,15 +172,10 @@ class _Newton:
         return losses + 0.5 * penalties * (points[:, :, :-1] ** 2).sum(axis=(1, 2))
 
     def _solve(
-        self,
-        active: Labels,
-        residuals: Doubles,
-        turned: Doubles,
-        penalties: Doubles,
-        hessian: InverseHessian,
-        forcing: Doubles,
+        self, active: Labels, residuals: Doubles, turned: Doubles, penalties: Doubles, forcing: Doubles
     ) -> tuple[Doubles, int]:
         """Newton's steps to a share (n,) of the squared residual, all problems in step; how many products that took."""
+        assert self.hessian is not None
         points = self.points[active]
         kept = self.view.keep_probabilities(self.objective, points, active)
         self.n_passes += kept is not None
@@ -200,7 +194,7 @@ class _Newton:
             lengths = (sizes[going] / np.where(curvatures == 0, 1.0, curvatures))[:, None, None]
             steps[going] += lengths * some
             residuals[going] -= lengths * bent
-            turned[going] = hessian.solve(residuals[going], penalties[going])
+            turned[going] = self.hessian.solve(residuals[going], penalties[going])
             before, sizes = sizes, (residuals * turned).sum(axis=(1, 2))
             directions = turned + (sizes / np.where(before == 0, 1.0, before))[:, None, None] * directions
             going = going[sizes[going] > forcing[going] * first[going]]
@@ -225,19 +219,18 @@ class _Newton:
 
     def _bounds(self, problems: Labels, penalties: Doubles) -> Doubles:
         """The duality gaps (n,) relative to the objectives; no pass."""
-        at = self.points[problems], self.losses[problems], self.gradients[problems]
-        return self.dual.gaps(*at, penalties[problems], problems)
+        at = self.points[problems], self.losses[problems], self.gradients[problems], penalties[problems], problems
+        return self.dual.gaps(*at)
 
     def _closer_bounds(self, problems: Labels, penalties: Doubles, enough: float) -> Doubles:
         """Closer ones, by some passes where those can make them `enough`."""
-        at = self.points[problems], self.losses[problems], self.gradients[problems]
+        at = self.points[problems], self.losses[problems], self.gradients[problems], penalties[problems], problems
 
         def curve(directions: Doubles) -> Doubles:
             self.n_passes += 1
             return self.view.curve(self.objective, at[0], directions, problems, None)
 
-        most = self.max_passes - self.n_passes
-        return self.dual.closer_gaps(*at, penalties[problems], problems, curve=curve, enough=enough, most=most)
+        return self.dual.closer_gaps(*at, curve=curve, enough=enough, most=self.max_passes - self.n_passes)
 
 
 def _converged(gaps: Doubles, bounds: Doubles, tol: float) -> NDArray[np.bool_]:
