@@ -152,6 +152,10 @@ def _tell(console: Console, done: Finished, folder: Path) -> None:
     for note in done.notes:
         loud = "WARNING: " if note.startswith(_LOUD) else ""
         console.note(f"  {loud}{note}")
+    candidates = record["selection"]["candidates"]
+    unfinished = sum(each["converged"] is False and each["params"] != record["params"] for each in candidates)
+    if unfinished:
+        console.note(f"  {unfinished} of the other {len(candidates) - 1} candidates did not converge: see run.json")
     if nested := record["selection"]["nested"]:
         console.note(
             f"  the procedure, chosen anew in {nested['folds']} folds, on rows it never saw: accuracy "
