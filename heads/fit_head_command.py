@@ -134,7 +134,13 @@ def _folders(arguments: argparse.Namespace, recipes: Sequence[Recipe], stems: Se
 def _seed_notes(rows: Rows, recipes: Sequence[Recipe]) -> list[str]:
     from heads.recipe import RANDOM
 
-    fixed = {r.clf for r in recipes if r.clf not in RANDOM and r.cv in (None, "loo") and r.nested is None}
+    fixed = {
+        r.clf
+        for r in recipes
+        if r.clf not in RANDOM
+        and r.nested is None
+        and (r.cv == "loo" or (r.cv is None and not r.calibrate))  # a temperature is fitted in folds that are drawn
+    }
     if len({recipe.seed for recipe in recipes}) == 1 or not fixed:
         return []
     if not rows.own_validation and any(recipe.cv is None for recipe in recipes):

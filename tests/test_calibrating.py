@@ -10,7 +10,7 @@ from heads import calibrating
 from heads.evidence.calibration import fit_temperature
 from heads.evidence.metrics import log_loss
 from heads.features import ArrayFeatures
-from heads.fitting import Classifier
+from heads.fitting import Classifier, Fitted, Params, Task
 from heads.folds import validation
 from heads.linear_probe import Member
 from heads.probes import Probe
@@ -106,8 +106,13 @@ def test_probes_are_fitted_in_folds_for_the_epochs_that_were_chosen(
 ) -> None:
     """Else each fold would choose its own epoch on the rows that it scores."""
     use(monkeypatch, probe(None))
-    fitted = []
+    fitted: list[Params] = []
     fit = Probe.fit
-    monkeypatch.setattr(Probe, "fit", lambda self, params, task: fitted.append(params) or fit(self, params, task))
+
+    def noted(self: Probe, params: Params, task: Task) -> Fitted:
+        fitted.append(params)
+        return fit(self, params, task)
+
+    monkeypatch.setattr(Probe, "fit", noted)
     done = Digits(digits.X[:60], digits.y[:60], np.arange(50), np.arange(50, 60)).select("mine", calibrate=True)
     assert fitted == [done.params] * 6  # five folds and the refit

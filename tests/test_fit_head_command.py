@@ -79,6 +79,7 @@ def test_seeds_that_change_nothing_say_so(run: Run, make_folder: Callable, embed
         "the seed changes nothing for ridge: nothing in it is random, and the rows that validate stay the same" in out
     )
     assert "changes nothing" not in run("fit-head", "--clf", "ridge", "--seeds", 2, "--cv", 3)[1]
+    assert "changes nothing" not in run("fit-head", "--clf", "ridge", "--seeds", 2, "--calibrate")[1]
     assert "changes nothing" not in run("fit-head", "--clf", "ridge")[1]
 
 
