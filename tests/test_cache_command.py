@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import BACKBONE
 from making import age, flip, interrupted, noise
 
 from featcache import cache_command, printable
@@ -26,7 +27,7 @@ from featcache.upkeep.verification import todays_canary
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
 
-FLAGS = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32"]
+FLAGS = ["--backbone", BACKBONE, "--weights", "none", "--image-size", "32"]
 DAY = 86400
 
 

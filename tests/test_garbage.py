@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+from conftest import BACKBONE
 from making import age, files, flip, interrupted, noise
 
 from featcache import locks
@@ -17,7 +18,7 @@ from featcache.locks import building
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
 
-FLAGS = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32"]
+FLAGS = ["--backbone", BACKBONE, "--weights", "none", "--image-size", "32"]
 DAY = 86400
 
 
@@ -32,7 +33,7 @@ def test_gc_spares_what_may_be_of_use(embed: Embed, folder: Path, run: Run) -> N
     (features / "other-program-01234567.h5").write_bytes(b"")
     with h5py.File(features / "other-program-01234567.h5", "w") as file:
         file["x"] = 1
-    newer = features / "digits-resnet18-76543210.h5"
+    newer = features / "digits-timm_test_resnet-76543210.h5"
     shutil.copy(cache.path, newer)
     with h5py.File(newer, "r+") as file:
         file.attrs["format_version"] = 99

@@ -129,7 +129,7 @@ def test_maps_are_refused_or_averaged(cache: Cache, folder: Path, embed: Embed) 
     expected = maps.splits["test"].load().mean(axis=(-2, -1))
     np.testing.assert_array_equal(rows.test.features.load(), expected)
     assert (
-        "the maps of resnet18 after layer1, 64 x 8 x 8, are averaged over their 8 x 8 positions: 64 features"
+        "the maps of timm/test_resnet after layer1, 32 x 8 x 8, are averaged over their 8 x 8 positions: 32 features"
         in rows.notes
     )
     assert_same(load_rows(cache, pool_maps=True), load_rows(cache))
