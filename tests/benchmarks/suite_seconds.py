@@ -2,7 +2,7 @@
 
     python tests/benchmarks/suite_seconds.py [CHECKOUT ...] [--by-file 20] [-- PYTEST FLAGS]
 
-Runs ``pytest -n 2`` in each checkout in turn (this one unless told otherwise), with the packages of this environment, and
+Runs ``pytest -n 2`` in each checkout in turn (by default this one), with the packages of this environment, and
 prints the seconds of each and its share of the first's. Linux alone: this process adopts what outlives its parent, so
 that nothing is missed.
 """
