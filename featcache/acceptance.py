@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from featcache import layout, memory
-from featcache.errors import CacheError
+from featcache.errors import CACHE_FAULTS, CacheError
 from featcache.stored import CacheFile
-from featcache.structure import Structure, from_json, read_structure, to_json
+from featcache.structure import Structure, check_superblock, from_json, read_structure, to_json
 
 #: Limits of the child that parses an unknown file.
 MEMORY_BYTES = 4 << 30
@@ -28,6 +28,7 @@ WALL_SECONDS = 60
 #: Without the working folder in the path: what lies there is not to be imported.
 _CHILD = "import sys; sys.path[:] = filter(None, sys.path); from featcache.acceptance import child; child()"
 #: What HDF5 and h5py raise for files that they refuse.
+#: They raise the same for a disk that fails and for lack of memory, so that none of it is a sign of damage.
 REFUSALS = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
 
 
@@ -35,20 +36,25 @@ def structure_of(file: CacheFile) -> Structure:
     """Parse a cache file, here or in a child.
 
     Raises:
-        CacheError: it is not as FORMAT.md says, or parsing it ended the child.
+        CacheError: it is not as FORMAT.md says (then ``is_damage``), or it could not be parsed.
     """
-    if not is_accepted(file):
-        return _from_child(file.path)
     try:
-        return read_structure(file.path)
+        check_superblock(file.path)
+        return read_structure(file.path) if is_accepted(file) else _from_child(file.path)
     except REFUSALS as error:
         raise refused(file.path, error) from error
 
 
 def refused(path: Path, error: BaseException) -> CacheError:
-    """The one line for what HDF5 says of a file."""
-    reason = " ".join(str(error).split())[:160]
-    return CacheError(f"{path}: cut off, damaged, or no feature cache ({reason}); embed again")
+    """The one line for what the system, or HDF5's library, says of a file."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return _unreadable_error(path, f"cannot be read ({' '.join(reason.split())[:160]})")
+
+
+def _unreadable_error(path: Path, reason: str) -> CacheError:
+    return CacheError(
+        f"{reason}; try again, and if that stays so, delete it and embed again", path=path, kind="unreadable"
+    )
 
 
 def is_accepted(file: CacheFile) -> bool:
@@ -81,19 +87,24 @@ def _from_child(path: Path) -> Structure:
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=WALL_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise CacheError(f"{path}: HDF5 did not finish parsing it in {WALL_SECONDS} s: damaged, or hostile") from error
+        reason = f"HDF5 did not finish parsing it in {WALL_SECONDS} s: damaged, or hostile"
+        raise _unreadable_error(path, reason) from error
+    except (OSError, MemoryError) as error:  # no process can be started
+        raise refused(path, error) from error
     if done.returncode < 0:
         with suppress(ValueError):
             name = signal.Signals(-done.returncode).name
-            raise CacheError(f"{path}: parsing it ended a child process ({name}): damaged, or hostile; embed again")
+            reason = f"parsing it ended a child process ({name}): damaged, or hostile, or memory is short"
+            raise _unreadable_error(path, reason)
     try:
         told = json.loads(done.stdout)
         if "error" in told:
-            raise CacheError(str(told["error"]))
+            kind = next(kind for kind in CACHE_FAULTS if kind == told["kind"])
+            raise CacheError(str(told["error"]), path=path, kind=kind)
         return from_json(done.stdout)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, StopIteration) as error:
         reason = " ".join(done.stderr.decode(errors="replace").split())[-160:]
-        raise CacheError(f"{path}: could not be parsed in a child process ({reason})") from error
+        raise _unreadable_error(path, f"could not be parsed in a child process ({reason})") from error
 
 
 def child() -> None:
@@ -111,6 +122,11 @@ def child() -> None:
     try:
         sys.stdout.write(to_json(read_structure(path)))
     except CacheError as error:
-        sys.stdout.write(json.dumps({"error": str(error)}))
+        sys.stdout.write(error_json(error))
     except REFUSALS as error:
-        sys.stdout.write(json.dumps({"error": str(refused(path, error))}))
+        sys.stdout.write(error_json(refused(path, error)))
+
+
+def error_json(error: CacheError) -> str:
+    """An error, for the way from a child process."""
+    return json.dumps({"error": error.reason, "kind": error.kind})

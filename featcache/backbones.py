@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from featcache import weights as weight_files
 from featcache.augmentation import Augmentation
 from featcache.errors import UsageError, missing_extra, one_of
-from featcache.preprocessing import Preprocessing
+from featcache.preprocessing import Preprocessing, Resize
 from featcache.stages import StagedModel
 from featcache.tuned_weights import tuned_weights
 from featcache.weights import StateDict
@@ -79,7 +79,7 @@ def load_backbone(
     weights: str | None = None,
     seed: int = 0,
     image_size: int | None = None,
-    resize: Literal["crop", "squash"] | None = None,
+    resize: Resize | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Backbone:
@@ -178,14 +178,19 @@ def _timm(architecture: str, name: str) -> _Source:
     config = timm.models.get_pretrained_cfg(architecture)
     data = resolve_data_config(pretrained_cfg=config.to_dict() if config else {})
     size = int(data["input_size"][-1])
-    squash = data["crop_mode"] == "squash"
+    resize_size = int(size / data["crop_pct"])
+    resize: Resize = "crop"
+    if data["crop_mode"] == "border":
+        resize = "pad"
+    elif data["crop_mode"] == "squash":
+        resize = "squash" if resize_size == size else "squash-crop"
     preprocessing = Preprocessing(
         image_size=size,
-        resize_size=size if squash else int(size / data["crop_pct"]),
+        resize_size=resize_size,
         interpolation="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
-        resize="squash" if squash else "crop",
+        resize=resize,
     )
 
     def own_weights() -> tuple[StateDict, str]:

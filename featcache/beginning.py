@@ -42,6 +42,7 @@ def begin(path: Path, plan: Plan, provenance: Mapping[str, Any], wanted: Wanted)
 
     Raises:
         UserError: the folder can't be written, or the disk has too little space.
+        CacheError: there is a file in the making that may be sound, but can't be opened.
     """
     partial = partial_path(path)
     with explained(path.parent):
@@ -52,6 +53,8 @@ def begin(path: Path, plan: Plan, provenance: Mapping[str, Any], wanted: Wanted)
         try:
             return _found(partial, provenance, wanted)
         except CacheError as reason:
+            if reason.may_be_sound:
+                raise
             note = f"{partial} is begun anew: {reason}"
         aside = unused_aside_path(path)
         os.replace(partial, aside)  # its rows may serve as another cache's do

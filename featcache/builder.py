@@ -29,6 +29,7 @@ from featcache.open_block import OpenBlock
 from featcache.plan import Plan
 from featcache.ranks import ALONE, Ranks
 from featcache.reuse import Wanted
+from featcache.safeguards import finished_cache
 from featcache.shares import OthersRows, share_of
 from featcache.stored import CacheFile
 from featcache.structure import read_structure
@@ -255,7 +256,11 @@ class CacheBuilder:
 
         Returns:
             The path of the sealed cache.
+
+        Raises:
+            CacheError: a file of its name must not be replaced, see ``safeguards.finished_cache``.
         """
+        finished_cache(self.path, self.plan)
         assert not any(self._pending.values())  # the last look has compared every block with its checksum
         for name, split in self._splits.items():
             failed = np.flatnonzero(split.status != layout.OK).tolist()

@@ -5,7 +5,9 @@ Needs numpy, h5py and xxhash alone. Every block that is read is compared with it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import numpy as np
 from featcache import acceptance, layout
 from featcache.cached_split import CachedSplit
 from featcache.damage import Damage
-from featcache.errors import CacheError
+from featcache.errors import CacheError, corrupt_error
 from featcache.fields import checked_encoder, checked_provenance
+from featcache.locks import is_open_for_writing
 from featcache.stored import CacheFile, Stored
 from featcache.structure import Structure
 
@@ -50,21 +53,22 @@ class Cache:
         """Open a finished cache and check everything but the blocks of rows, which are checked when read.
 
         Raises:
-            CacheError: no such file, or not a whole and sealed cache of this format version.
+            CacheError: no such file, or not a whole and sealed cache of this format version; ``kind`` says which.
         """
         path = Path(path)
-        file = _file(path)
-        structure = acceptance.structure_of(file)
-        provenance = read_provenance(file, structure)
-        if provenance["sealed"] is not True:
-            raise CacheError(f"{path}: was never finished; run the same bin/embed again")
-        data_sets = stored_data_sets(file, structure)
-        root_digest = stored_root_digest(structure, provenance, data_sets)
-        if root_digest != provenance["root_digest"]:
-            raise CacheError(f"{path}: does not match its root digest; delete the file and embed again")
-        acceptance.accept(file, root_digest)
-        file.close()
-        return _cache(file, structure, provenance, data_sets)
+        with _damage_or_a_writer(path):
+            file = _file(path)
+            structure = acceptance.structure_of(file)
+            provenance = read_provenance(file, structure)
+            if provenance["sealed"] is not True:
+                raise CacheError("was never finished; run the same bin/embed again", path=path, kind="unfinished")
+            data_sets = stored_data_sets(file, structure)
+            root_digest = stored_root_digest(structure, provenance, data_sets)
+            if root_digest != provenance["root_digest"]:
+                raise corrupt_error(path, "does not match its root digest; delete the file and embed again")
+            acceptance.accept(file, root_digest)
+            file.close()
+            return _cache(file, structure, provenance, data_sets)
 
     @classmethod
     def open_unsealed(cls, path: str | Path) -> Cache:
@@ -73,9 +77,11 @@ class Cache:
         Raises:
             CacheError: it is no such file.
         """
-        file = _file(Path(path), in_the_making=True)
-        structure = acceptance.structure_of(file)
-        return _cache(file, structure, read_provenance(file, structure), stored_data_sets(file, structure))
+        path = Path(path)
+        with _damage_or_a_writer(path):
+            file = _file(path, in_the_making=True)
+            structure = acceptance.structure_of(file)
+            return _cache(file, structure, read_provenance(file, structure), stored_data_sets(file, structure))
 
     def damages(self) -> list[Damage]:
         """All blocks of all splits that do not match their checksums; reads everything."""
@@ -125,14 +131,19 @@ class Cache:
             raise CacheError(f"{self.path} is another cache than asked for: {'; '.join(differences)}")
 
 
-def find_caches(folder: Path) -> list[Cache]:
-    """The caches of a folder, newest first by the time that they record; files that are none are passed over."""
+def find_caches(folder: Path, *, on_refusal: Callable[[CacheError], None] = lambda error: None) -> list[Cache]:
+    """The caches of a folder, newest first by the time that they record.
+
+    Args:
+        folder: where they are.
+        on_refusal: called with the error of each file that can't be opened; it is passed over.
+    """
     found = []
     for path in sorted(folder.glob("[!.]*.h5")):
         try:
             found.append(Cache.open(path))
-        except CacheError:
-            continue
+        except CacheError as error:
+            on_refusal(error)
     return sorted(found, key=lambda cache: str(cache.provenance["created"]), reverse=True)
 
 
@@ -141,12 +152,26 @@ def _short(value: Any) -> str:
 
 
 def _file(path: Path, *, in_the_making: bool = False) -> CacheFile:
-    if not path.is_file():
-        raise CacheError(f"{path}: no such cache; bin/embed makes one")
     try:
-        return CacheFile(path, in_the_making=in_the_making)
+        if stat.S_ISREG(path.stat().st_mode):
+            return CacheFile(path, in_the_making=in_the_making)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CacheError("no such cache; bin/embed makes one", path=path, kind="absent") from error
     except OSError as error:
-        raise CacheError(f"{path}: cannot be read ({error.strerror})") from error
+        raise acceptance.refused(path, error) from error
+    raise CacheError("no regular file", path=path, kind="foreign")
+
+
+@contextmanager
+def _damage_or_a_writer(path: Path) -> Iterator[None]:
+    """Call a file that looks damaged ``in use`` if a process has it open for writing: it may be half written."""
+    try:
+        yield
+    except CacheError as error:
+        if error.is_damage and is_open_for_writing(path):
+            reason = "open for writing in another process; close it there"
+            raise CacheError(reason, path=path, kind="in use") from error
+        raise
 
 
 def _cache(

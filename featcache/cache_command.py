@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, new_parser, run
+from featcache.disk import other_name_note
 from featcache.errors import CacheError, UsageError, UserError
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ def _verify_one(console: Console, path: Path, check_canary: _CanaryCheck | None)
         with console.progress("verifying", "MB") as progress:
             verified = verify(cache, on_progress=lambda done, total: progress(done // 10**6, total // 10**6))
     except CacheError as error:
-        console.note(f"{path}: DAMAGED: {str(error).removeprefix(f'{path}: ')}")
-        return {**told, "damages": [str(error).removeprefix(f"{path}: ")]}
+        console.note(f"{path}: {'NOT READ' if error.may_be_sound else 'DAMAGED'}: {error.reason}")
+        return {**told, "damages": [error.reason]}
     gb_per_s = verified.n_bytes / 1e9 / max(verified.seconds, 1e-9)
     console.note(f"{path}: read {verified.n_bytes:,} bytes in {verified.seconds:.2f} s ({gb_per_s:.2f} GB/s)")
     for damage in verified.damages:
@@ -194,12 +195,16 @@ def _gc(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
     if not 0 <= arguments.older_than < float("inf"):
         raise UsageError(f"--older-than {arguments.older_than:g}: expected a number of days from 0 on")
+    unjudged: list[CacheError] = []
     found = find_garbage(
         arguments.cache_dir,
         older_than=arguments.older_than,
         damaged=arguments.damaged,
         superseded=arguments.superseded,
+        on_unjudged=unjudged.append,
     )
+    for error in unjudged:
+        console.note(f"left alone {error}")
     told = []
     for each in found:
         kept = delete(each) if arguments.delete else "dry run"
@@ -210,7 +215,8 @@ def _gc(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.note(f"{arguments.cache_dir}: nothing to delete")
     elif not arguments.delete:
         console.note(f"{size(sum(each.n_bytes for each in found))} in all; --delete deletes them")
-    return {"folder": str(arguments.cache_dir), "garbage": told}
+    left = [{"file": str(error.path), "reason": error.reason, "kind": error.kind} for error in unjudged]
+    return {"folder": str(arguments.cache_dir), "garbage": told, "left_alone": left}
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -222,6 +228,8 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     console.note(
         f"{exported.folder}: {exported.rows:,} rows, {exported.n_bytes:,} bytes in {', '.join(exported.files)}"
     )
+    if exported.folder != arguments.out.resolve():
+        console.note(other_name_note(arguments.out, exported.folder))
     return {**vars(exported), "folder": str(exported.folder), "files": list(exported.files)}
 
 

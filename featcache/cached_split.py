@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from featcache import layout
 from featcache.damage import Damage
-from featcache.errors import CacheError
+from featcache.errors import corrupt_error
 from featcache.stored import Stored
+from featcache.subset import row_numbers
 
 if TYPE_CHECKING:
     import pandas
@@ -70,9 +71,8 @@ class CachedSplit:
     def labels(self) -> NDArray[np.int64]:
         labels = self._whole("labels")
         if len(labels) and not (labels.min() >= -1 and labels.max() < len(self.class_names)):
-            where = f"{self.stored['labels'].file.path}: /{self.name}/labels"
-            n_classes = len(self.class_names)
-            raise CacheError(f"{where} go from {labels.min()} to {labels.max()}; there are {n_classes} classes")
+            told = f"/{self.name}/labels go from {labels.min()} to {labels.max()}"
+            raise corrupt_error(self.stored["labels"].file.path, f"{told}; there are {len(self.class_names)} classes")
         return labels
 
     @cached_property
@@ -81,14 +81,14 @@ class CachedSplit:
         try:
             ids = tuple(name.decode() for name in self._whole("ids").tolist())
         except UnicodeDecodeError as error:
-            raise CacheError(f"{path}: /{self.name}/ids are not UTF-8") from error
+            raise corrupt_error(path, f"/{self.name}/ids are not UTF-8") from error
         for name in ids:
             if not name or name.startswith("/") or ".." in name.split("/"):
-                raise CacheError(
-                    f"{path}: /{self.name}/ids holds {name!r}; expected a path below the data set's folder"
+                raise corrupt_error(
+                    path, f"/{self.name}/ids holds {name!r}; expected a path below the data set's folder"
                 )
         if len(set(ids)) < len(ids):
-            raise CacheError(f"{path}: /{self.name}/ids are not unique")
+            raise corrupt_error(path, f"/{self.name}/ids are not unique")
         return ids
 
     @cached_property
@@ -116,8 +116,8 @@ class CachedSplit:
         """Indices of the rows that have features and a label."""
         return np.flatnonzero((self.status == layout.OK) & (self.labels >= 0))
 
-    def torch_dataset(self, rows: NDArray[np.int64] | None = None) -> CachedDataset:
-        """The usable rows, or those given, as a torch Dataset of (features, label)."""
+    def torch_dataset(self, rows: NDArray[np.int64] | NDArray[np.bool_] | None = None) -> CachedDataset:
+        """The usable rows, or those given as ``read`` takes them, as a torch Dataset of (features, label)."""
         from featcache.torch_data import CachedDataset
 
         return CachedDataset(self, rows)
@@ -128,11 +128,13 @@ class CachedSplit:
 
         return data_frame(self, features=features)
 
-    def load(self, rows: NDArray[np.int64] | None = None, *, check: bool = True) -> NDArray[np.float32]:
+    def load(
+        self, rows: NDArray[np.int64] | NDArray[np.bool_] | None = None, *, check: bool = True
+    ) -> NDArray[np.float32]:
         """Like ``read``, in float32."""
         return self._gather(rows, np.dtype(np.float32), check=check)
 
-    def read(self, rows: NDArray[np.int64] | None = None, *, check: bool = True) -> Array:
+    def read(self, rows: NDArray[np.int64] | NDArray[np.bool_] | None = None, *, check: bool = True) -> Array:
         """Features of some rows.
 
         Args:
@@ -186,7 +188,7 @@ class CachedSplit:
         stored.read_into(values, start)
         if check and not self._matches(data_set, block, values):
             damage = Damage(self.name, data_set, start, stop)
-            raise CacheError(f"{stored.file.path}: {damage}; delete the file and embed again")
+            raise corrupt_error(stored.file.path, f"{damage}; delete the file and embed again")
 
     def _matches(self, data_set: str, block: int, values: Array) -> bool:
         told = self._told[data_set]
@@ -204,12 +206,12 @@ class CachedSplit:
         values.flags.writeable = False
         return values
 
-    def _gather(self, rows: NDArray[np.int64] | None, dtype: np.dtype[Any], *, check: bool) -> Array:
+    def _gather(
+        self, rows: NDArray[np.int64] | NDArray[np.bool_] | None, dtype: np.dtype[Any], *, check: bool
+    ) -> Array:
         if rows is None:
             return self._gather_all(dtype, check=check)
-        rows = self._indices(rows)
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"{self.name} has {len(self):,} rows; asked for rows {rows.min()} to {rows.max()}")
+        rows = row_numbers(rows, len(self), of=self.name)
         gathered = np.empty((len(rows), *self.row_shape), dtype)
         if self.block_rows == 1 and dtype == self.stored["features"].dtype:
             for place, row in enumerate(rows.tolist()):
@@ -221,16 +223,6 @@ class CachedSplit:
         for (block, values), here in zip(self.blocks("features", wanted.tolist(), check=check), places, strict=False):
             gathered[here] = values[rows[here] - block * self.block_rows]
         return gathered
-
-    def _indices(self, rows: Array) -> NDArray[np.int64]:
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            if rows.shape != (len(self),):
-                raise IndexError(f"{self.name} has {len(self):,} rows; asked for by booleans of shape {rows.shape}")
-            return np.flatnonzero(rows)
-        if rows.ndim != 1 or (rows.dtype.kind not in "iu" and len(rows)):
-            raise TypeError(f"rows are {rows.dtype} of shape {rows.shape}; expected (n,) integers or (N,) booleans")
-        return rows.astype(np.int64)
 
     def _gather_all(self, dtype: np.dtype[Any], *, check: bool) -> Array:
         gathered = np.empty((len(self), *self.row_shape), dtype)

@@ -15,7 +15,7 @@ from featcache.errors import UserError, one_of
 from featcache.images import DamagedImageError, Pixels, stack_digests
 from featcache.layout import DIGEST_SIZE, digest
 from featcache.memory import remembered_digests
-from featcache.subset import Subset, carve
+from featcache.subset import Subset, carve, row_numbers
 
 #: The share of a set with one split that becomes its test split.
 TEST_FRACTION = 0.2
@@ -80,7 +80,8 @@ class FileImages:
         return len(self.names)
 
     def take(self, rows: NDArray[np.int64]) -> FileImages:
-        return replace(self, names=tuple(self.names[row] for row in rows))
+        numbers = row_numbers(rows, len(self), of=str(self.root))
+        return replace(self, names=tuple(self.names[row] for row in numbers.tolist()))
 
     def digests(self) -> NDArray[np.uint8]:
         return remembered_digests(self.root, self.names, self._digest)
@@ -114,8 +115,10 @@ class Split:
     labels: NDArray[np.int64]
     images: Images
 
-    def take(self, rows: NDArray[np.int64]) -> Split:
-        return Split(tuple(self.ids[row] for row in rows), self.labels[rows], self.images.take(rows))
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Split:
+        """Some rows, (n,) integers or (N,) booleans. Raises IndexError or TypeError for other ones."""
+        rows = row_numbers(rows, len(self.ids), of="the split")
+        return Split(tuple(self.ids[row] for row in rows.tolist()), self.labels[rows], self.images.take(rows))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``bin/embed``: a data set and a backbone in, a sealed cache of features out."""
+"""``bin/embed``: embed a data set with a frozen backbone into a cache."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     import torch
 
     from featcache.augmentation import Augmentation
+    from featcache.cache import Cache
     from featcache.datasets import ImageDataset
     from featcache.embedding import Embedded
 
 DESCRIPTION = """Embed a data set once with a frozen backbone into an HDF5 cache, from which heads train in seconds. The
 same command again finds the cache and does nothing; after an interruption it goes on. Processes that torchrun starts
 share the work."""
+
+#: Classes that are named; of digits, all.
+_MAX_CLASSES = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,6 +135,7 @@ def embed(
         dataset = replace(dataset, name=arguments.name)
     sizes = ", ".join(f"{len(split.ids):,} {name}" for name, split in dataset.splits.items())
     console.note(f"data set {dataset.name}: {len(dataset.class_names)} classes; images: {sizes}")
+    console.note(f"  classes: {_few(dataset.class_names)}")
     for note in dataset.notes:
         console.note(f"  {note}")
 
@@ -198,6 +203,11 @@ def embed(
     }
 
 
+def _few(class_names: Sequence[str]) -> str:
+    more = f" and {len(class_names) - _MAX_CLASSES:,} more" if len(class_names) > _MAX_CLASSES else ""
+    return ", ".join(class_names[:_MAX_CLASSES]) + more
+
+
 def _augmentation(arguments: argparse.Namespace) -> Augmentation | None:
     from featcache.augmentation import Augmentation
 
@@ -237,8 +247,27 @@ def _tell(console: Console, embedded: Embedded) -> None:
         console.note(f"{path}: {rows:,} rows in {embedded.seconds:.1f} s ({embedded.images_per_s:,.1f} images/s{kept})")
     if embedded.verdict:
         console.note(str(embedded.verdict))
+    if n_images := _of_several_classes(embedded.cache):
+        are = "image is" if n_images == 1 else "images are"
+        console.note(f"WARNING: {n_images:,} {are} in several classes, as links or copies; bin/audit names them")
     if embedded.rows_damaged:
         console.note(f"{embedded.rows_damaged:,} images have no features; heads leave them out:")
         for split in embedded.cache.splits.values():
             for row_id, message in list(split.errors.items())[:10]:
                 console.note(f"  {row_id}: {message}")
+
+
+def _of_several_classes(cache: Cache) -> int:
+    """How many image contents stand under more than one label."""
+    import numpy as np
+
+    splits = cache.splits.values()
+    content, labels = (np.concatenate(parts) for parts in zip(*((s.content, s.labels) for s in splits), strict=True))
+    known = (labels >= 0) & content.any(axis=1)
+    content, labels = content[known], labels[known]
+    half = np.ascontiguousarray(content[:, :8]).view(np.uint64).reshape(-1)  # sorts 20 times as fast as all 16 bytes
+    _, image, counts = np.unique(half, return_inverse=True, return_counts=True)
+    several = counts[image.reshape(-1)] > 1
+    _, image = np.unique(content[several], axis=0, return_inverse=True)
+    pairs = np.unique(np.stack([image.reshape(-1), labels[several]], axis=1), axis=0)
+    return int((np.bincount(pairs[:, 0]) > 1).sum())

@@ -23,7 +23,7 @@ from featcache.canary import Canary
 from featcache.datasets import ImageDataset
 from featcache.engines import choosing, gate
 from featcache.engines.gate import Prepared
-from featcache.errors import CacheError, UserError
+from featcache.errors import UserError
 from featcache.filling import Filled, fill
 from featcache.images import decode
 from featcache.locks import building
@@ -32,7 +32,7 @@ from featcache.passes import TrunkPasses
 from featcache.plan import Plan, PlannedRows
 from featcache.planning import calibration, planned_rows
 from featcache.ranks import ALONE, Ranks
-from featcache.safeguards import refuse_damaged, refuse_drift, refuse_lack_of_space
+from featcache.safeguards import finished_cache, refuse_damaged, refuse_drift, refuse_lack_of_space
 from featcache.verdict import Verdict, judge
 
 Tell = Callable[[str], None]
@@ -174,12 +174,8 @@ class Embedding:
         return self.cache_dir / self.plan.file_name
 
     def finished(self) -> Cache | None:
-        """The sealed cache of this plan, where there is one."""
-        try:
-            cache = Cache.open(self.path)
-            return cache if cache.fingerprint == self.plan.fingerprint and self.plan.describes(cache) else None
-        except CacheError:
-            return None
+        """The sealed cache of this plan, if there is one; raises CacheError as ``safeguards.finished_cache``."""
+        return finished_cache(self.path, self.plan)
 
     def run(
         self,
@@ -199,7 +195,8 @@ class Embedding:
             UserError: the folder can't be written, the disk is full, the features would take more than ``max_gb``, an
                 image changed meanwhile, a feature does not fit float16, the engine can't be had or is not faithful, the
                 GPU has too little memory, or, with ``strict``, an image is damaged.
-            CacheError: there is such a cache, but today's stack makes other features (see ``featcache.canary``).
+            CacheError: there is such a cache, but today's stack makes other features (see ``featcache.canary``); or a
+                file of its name may be sound, but can't be opened.
         """
         begun = time.perf_counter()
         if self.ranks.is_first:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache import layout
-from featcache.errors import CacheError
+from featcache.errors import corrupt_error
 
 _ENCODER_FIELDS = {
     "backbone": str, "weights": dict, "preprocessing": dict, "cut": str, "precision": str, "engine": str,
@@ -27,9 +27,9 @@ def checked_encoder(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]
     encoder = _object(path, "the attribute encoder", attributes["encoder"].encode(), _ENCODER_FIELDS)
     for name, known in (("precision", layout.PRECISIONS), ("storage", layout.STORAGES)):
         if encoder[name] not in known:
-            raise CacheError(f"{path}: the encoder's {name} is {encoder[name]!r}; expected one of {', '.join(known)}")
+            raise corrupt_error(path, f"the encoder's {name} is {encoder[name]!r}; expected one of {', '.join(known)}")
     if layout.fingerprint(encoder) != attributes["encoder_fingerprint"]:
-        raise CacheError(f"{path}: the encoder does not match its fingerprint; delete the file and embed again")
+        raise corrupt_error(path, "the encoder does not match its fingerprint; delete the file and embed again")
     return encoder
 
 
@@ -41,7 +41,7 @@ def checked_provenance(path: Path, data: bytes) -> dict[str, Any]:
     _check_fields(path, "/provenance", provenance, _OPTIONAL_FIELDS, optional=True)
     for source in provenance["reused"]:
         if not isinstance(source, dict):
-            raise CacheError(f"{path}: /provenance tells of reused caches otherwise than FORMAT.md says")
+            raise corrupt_error(path, "/provenance tells of reused caches otherwise than FORMAT.md says")
         _check_fields(path, "reused in /provenance", source, {"file": str, "fingerprint": str})
     source = {"dataset": str, "selection": dict, "notes": list, "folder": (str, type(None))}
     _check_fields(path, "/provenance", provenance["source"], source)
@@ -54,9 +54,9 @@ def _object(path: Path, where: str, text: bytes, fields: Mapping[str, Any]) -> d
         value = json.loads(text)
         layout.canonical_json(value).encode()  # neither NaN nor half a surrogate pair
     except (ValueError, RecursionError) as error:
-        raise CacheError(f"{path}: {where} is no JSON ({' '.join(str(error).split())[:80]}); embed again") from error
+        raise corrupt_error(path, f"{where} is no JSON ({' '.join(str(error).split())[:80]}); embed again") from error
     if not isinstance(value, dict):
-        raise CacheError(f"{path}: {where} is no JSON object")
+        raise corrupt_error(path, f"{where} is no JSON object")
     _check_fields(path, where, value, fields)
     return value
 
@@ -66,4 +66,4 @@ def _check_fields(
 ) -> None:
     for name, kind in fields.items():
         if not (optional and name not in value) and not isinstance(value.get(name), kind):
-            raise CacheError(f"{path}: {where} has no {name}, or one of another type than FORMAT.md says")
+            raise corrupt_error(path, f"{where} has no {name}, or one of another type than FORMAT.md says")

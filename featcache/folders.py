@@ -1,43 +1,74 @@
-"""A folder of images in, its classes and splits out: ``root/<class>/*`` or ``root/{train,val,test}/<class>/*``."""
+"""List the images of a folder ``root/<class>/*`` or ``root/{train,val,test}/<class>/*`` by split and class."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from featcache.datasets import FileImages, ImageDataset, Split
 from featcache.errors import UserError
 from featcache.images import SUFFIXES
+from featcache.split_folders import SPLIT_WORDS, folders_in, split_folders
 
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+_MAX_NAMED = 3
+_TWICE = "images would count twice; remove one of the two"
 
 
-#: Counts images that lie beside the class folders.
-_STRAY = "stray"
+@dataclass
+class LeftOut:
+    """What folders hold besides the images that are listed.
+
+    Attributes:
+        suffixes: files that are no images by name, by their ending.
+        stray: images that lie beside the class folders.
+        links: links that lead to a folder that is listed anyway.
+    """
+
+    suffixes: Counter[str] = field(default_factory=Counter)
+    stray: int = 0
+    links: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Sentences for the user; none if nothing was left out."""
+        notes = []
+        if self.stray:
+            notes.append(f"images left out, being in no class folder: {self.stray:,}")
+        if self.suffixes:
+            kinds = (f"{count:,} {suffix or 'without an ending'}" for suffix, count in sorted(self.suffixes.items()))
+            notes.append(f"files left out, being no JPEG, PNG, WebP, BMP or TIFF: {', '.join(kinds)}")
+        if self.links:
+            named = ", ".join(self.links[:_MAX_NAMED]) + (", …" if len(self.links) > _MAX_NAMED else "")
+            notes.append(f"links not followed, as they lead back to these folders: {len(self.links):,} ({named})")
+        return notes
 
 
 def load(root: Path) -> ImageDataset:
     """List a folder's images; nothing is opened.
 
     Hidden files are passed over; files that are no JPEG, PNG, WebP, BMP or TIFF by name are left out and counted in the
-    notes. Folders below a class belong to it. Links are followed, each folder once.
+    notes. Folders below a class belong to it. Links are followed unless they lead back into the data set.
 
     Raises:
-        UserError: no such folder, no images, fewer than two classes, a class without training images, or folders that
-            are splits and others that are not.
+        UserError: no such folder, no images, fewer than two classes, a class without training images, folders that are
+            named like splits and are none for certain, or links by which images would count twice.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected one that holds <class>/* or train/<class>/*, val/<class>/*")
-    left_out: Counter[str] = Counter()
-    files = {split: _classes(root, folder, left_out) for split, folder in _splits(root).items()}
+    left_out = LeftOut()
+    folders, notes = split_folders(root)
+    class_folders = {split: _class_folders(folder, left_out) for split, folder in folders.items()}
+    lister = ImageLister([path for paths in class_folders.values() for path in paths], above=[root, *folders.values()])
+    lister.refuse_overlap()
+    files = {
+        split: {path.name: [_id(image.relative_to(root)) for image in lister.images(path, left_out)] for path in paths}
+        for split, paths in class_folders.items()
+    }
     class_names = tuple(sorted({name for classes in files.values() for name in classes}))
     total = sum(len(names) for classes in files.values() for names in classes.values())
     if total == 0:
@@ -54,66 +85,121 @@ def load(root: Path) -> ImageDataset:
         ids = tuple(path for name in class_names for path in classes.get(name, ()))
         labels = np.repeat(np.arange(len(class_names)), [len(classes.get(name, ())) for name in class_names])
         splits[split] = Split(ids, labels.astype(np.int64), FileImages(root, ids))
-    notes = []
-    if stray := left_out.pop(_STRAY, 0):
-        notes.append(f"images left out, being in no class folder: {stray}")
-    if left_out:
-        kinds = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in sorted(left_out.items()))
-        notes.append(f"files left out, being no JPEG, PNG, WebP, BMP or TIFF: {kinds}")
+    if folders == {"train": root}:
+        notes += _splits_in_classes(splits["train"].ids)
+    notes += left_out.notes()
     return ImageDataset(root.resolve().name, class_names, splits, notes=tuple(notes), folder=str(root.resolve()))
 
 
-def _splits(root: Path) -> dict[str, Path]:
-    """The folder of each split, or the root itself as the one split."""
-    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    named = [(SPLIT_NAMES[folder.name.lower()], folder) for folder in folders if folder.name.lower() in SPLIT_NAMES]
-    if "train" not in dict(named):
-        return {"train": root}
-    others = [folder.name for folder in folders if folder.name.lower() not in SPLIT_NAMES]
-    if others or len(dict(named)) < len(named):
-        found = ", ".join(folder.name for folder in folders)
-        raise UserError(f"{root}: expected folders train, val, test and no other, found {found}; move the others away")
-    return {split: dict(named)[split] for split in ("train", "val", "test") if split in dict(named)}
-
-
-def _classes(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, list[str]]:
-    """The image files of each class folder, as sorted paths relative to the root."""
-    classes: dict[str, list[str]] = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
+def _class_folders(folder: Path, left_out: LeftOut) -> list[Path]:
+    """The class folders of a split; images and other files beside them are left out."""
+    classes = folders_in(folder)
+    names = {path.name for path in classes}
+    for entry in folder.iterdir():
+        if entry.name.startswith(".") or entry.name in names:
             continue
-        if entry.is_dir():
-            classes[entry.name] = _images(root, entry, left_out)
+        if entry.suffix.lower() in SUFFIXES:
+            left_out.stray += 1
         else:
-            left_out[_STRAY if entry.suffix.lower() in SUFFIXES else entry.suffix.lower()] += 1
+            left_out.suffixes[entry.suffix.lower()] += 1
     return classes
 
 
-def _images(root: Path, folder: Path, left_out: Counter[str]) -> list[str]:
-    return [_id(path.relative_to(root)) for path in image_files(folder, left_out)]
+def _splits_in_classes(ids: Iterable[str]) -> list[str]:
+    """A note on class folders that hold folders of splits, ``<class>/train/*``, which are read as one."""
+    inner = {parts[1] for parts in (name.split("/", 2) for name in ids) if len(parts) > 2}
+    like_splits = sorted(name for name in inner if name.lower() in SPLIT_WORDS)
+    if len({SPLIT_WORDS[name.lower()] for name in like_splits}) < 2:
+        return []
+    named = ", ".join(like_splits)
+    return [
+        f"folders in class folders ({named}) count as parts of their class; as splits they would hold class folders"
+    ]
 
 
-def image_files(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """The image files in a folder and below it, by their names alone, sorted within each folder.
+class ImageLister:
+    """Lists the images of several folders, each folder once, whatever links lead to it.
 
-    Hidden ones are passed over, others are counted in ``left_out`` by their ending. Links are followed, each folder
-    once.
+    Args:
+        folders: those that will be listed. A link to one of them, or to a folder in or above one, is not followed.
+        above: more folders that a link must not lead to, nor to one above them.
     """
-    seen = set()
-    for where, inner, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(where) in seen:  # a link that leads back
-            inner.clear()
-            continue
-        seen.add(os.path.realpath(where))
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(where, name)
+
+    def __init__(self, folders: Iterable[Path], above: Iterable[Path] = ()) -> None:
+        # real paths as strings: pathlib doubles the time that a set of many folders takes
+        self._real = {folder: os.path.realpath(folder) for folder in folders}
+        self._places: dict[str, list[Path]] = {}
+        for folder, real in self._real.items():
+            self._places.setdefault(real, []).append(folder)
+        upper = [os.path.realpath(folder) for folder in above]
+        self._above = set(upper)
+        for real in (*self._places, *upper):
+            for parent in Path(real).parents:
+                if str(parent) in self._above:
+                    break  # and what is above it, too
+                self._above.add(str(parent))
+        self._listed: dict[str, Path] = {}
+
+    def refuse_overlap(self) -> None:
+        """Raise UserError if links make a folder the same as another one, or a part of it."""
+        for real, (folder, *same) in self._places.items():
+            if same:
+                raise UserError(f"{folder} is the same folder as {same[0]}, by a link: {_TWICE}")
+            if real in self._above:
+                for inner, (other, *_) in self._places.items():
+                    if inner.startswith(f"{real}/"):
+                        raise UserError(f"{other} lies in {folder}, by a link: {_TWICE}")
+
+    def images(self, folder: Path, left_out: LeftOut) -> Iterator[Path]:
+        """The image files in a folder and below it, by their names alone, sorted within each folder.
+
+        Hidden ones are passed over, others are counted in ``left_out``.
+
+        Raises:
+            UserError: a folder can't be read, or links lead from this folder and from one listed before to the same.
+        """
+        reals = {os.fspath(folder): self._real[folder]}
+        for where, inner, names in os.walk(folder, onerror=_refuse, followlinks=True):
+            real = reals.pop(where)
+            if real in self._listed:
+                if (before := self._listed[real]) != folder:
+                    raise UserError(f"{before} and {folder} hold links to one folder, {real}: {_TWICE}")
+                left_out.links.append(where)
+                inner.clear()
+                continue
+            self._listed[real] = folder
+            followed = self._followed(where, real, inner, left_out)
+            inner[:] = sorted(followed)
+            reals |= {os.path.join(where, name): path for name, path in followed.items()}  # noqa: PTH118  as os.walk does
+            for name in sorted(names):
+                path = Path(where, name)
+                if name.startswith("."):
+                    continue
+                if path.suffix.lower() not in SUFFIXES:
+                    left_out.suffixes[path.suffix.lower()] += 1
+                    continue
+                yield path
+
+    def _followed(self, where: str, real: str, inner: Iterable[str], left_out: LeftOut) -> dict[str, str]:
+        """The folders to go into next, by name, with their real paths."""
+        followed = {}
+        for name in inner:
             if name.startswith("."):
                 continue
-            if path.suffix.lower() not in SUFFIXES:
-                left_out[path.suffix.lower()] += 1
+            path = Path(where, name)
+            target = os.path.realpath(path) if path.is_symlink() else os.path.join(real, name)  # noqa: PTH118
+            if path.is_symlink() and self._leads_back(target):
+                left_out.links.append(str(path))
                 continue
-            yield path
+            followed[name] = target
+        return followed
+
+    def _leads_back(self, real: str) -> bool:
+        return real in self._above or any(str(path) in self._places for path in (real, *Path(real).parents))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}; make it readable, or remove it") from error
 
 
 def _id(path: Path) -> str:

@@ -18,6 +18,7 @@ from featcache.errors import UsageError, UserError
 from featcache.files import one_line
 from featcache.images import DamagedImageError, Pixels, stack_digests
 from featcache.layout import DIGEST_SIZE
+from featcache.subset import row_numbers
 
 #: Damaged images that a message names.
 MAX_NAMED = 5
@@ -41,7 +42,8 @@ class DistinctImages:
     back: NDArray[np.int64]
 
     def take(self, rows: NDArray[np.int64]) -> DistinctImages:
-        """Some of them, in ascending order."""
+        """Some of them, in ascending order: (m,) integers or (n,) booleans."""
+        rows = row_numbers(rows, len(self.names), of="the list")
         names = tuple(self.names[row] for row in rows.tolist())
         return DistinctImages(self.images.take(rows), names, self.content[rows], np.arange(len(rows)))
 
@@ -192,7 +194,7 @@ def _pixels(picture: Image.Image | Pixels) -> Pixels:
     if isinstance(picture, np.ndarray):
         return picture
     try:
-        return images.eight_bits(ImageOps.exif_transpose(picture))
+        return images.eight_bits(ImageOps.exif_transpose(picture), opened=picture)
     except DamagedImageError:
         raise
     except Exception as error:

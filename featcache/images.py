@@ -41,6 +41,7 @@ DECODER = "simplejpeg and pillow"
 _CHUNK = 1 << 20
 #: The EXIF tag that tells how the camera was held; 1 is upright.
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 0x0102  # of TIFF
 _PILLOWS_MODULES = re.compile(r"PIL\.")
 #: How files begin that are taken for images, and are none of the formats above.
 _OTHERS = {b"GIF8": "a GIF", b"%PDF": "a PDF", b"\0\0\1\0": "an icon", b"8BPS": "a Photoshop file"}
@@ -95,8 +96,8 @@ def _opened(path: Path) -> BinaryIO:
 def decode(data: bytes) -> Pixels:
     """Decode one image.
 
-    EXIF orientation is applied; palettes and CMYK become RGB; transparency is laid on white; 16-bit grey is scaled to
-    8 bits. Of several frames the first is taken.
+    EXIF orientation is applied; palettes and CMYK become RGB; transparency is laid on white; 12-bit and 16-bit grey is
+    scaled to 8 bits. Of several frames the first is taken.
 
     Args:
         data: a JPEG, PNG, WebP, BMP or TIFF file.
@@ -105,7 +106,8 @@ def decode(data: bytes) -> Pixels:
         (H, W) uint8 for grey images, (H, W, 3) uint8 for all others; contiguous and writable.
 
     Raises:
-        DamagedImageError: not such a file, cut off, or of more pixels than `MAX_PIXELS` or Pillow's own limit.
+        DamagedImageError: not such a file, cut off, of more pixels than `MAX_PIXELS` or Pillow's own limit, or its
+            pixels have no agreed range (floating point, 32-bit or signed integers).
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -163,6 +165,14 @@ def _hush_pillow() -> None:
         warnings.filterwarnings("ignore", module=_PILLOWS_MODULES.pattern)
 
 
+def _white(image: Image.Image) -> int:
+    """The value that is white in an image of integers wider than 8 bits."""
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # these two hold 16 bits at most
+        raise DamagedImageError("32-bit or signed integers have no agreed range: save it with 8 or 16 bits, unsigned")
+    twelve = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,)
+    return 4095 if twelve else 65535
+
+
 def _other(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         return " (it is a HEIC, AVIF or video file)"
@@ -170,17 +180,22 @@ def _other(data: bytes) -> str:
     return f" (it is {kinds[0]})" if kinds else ""
 
 
-def eight_bits(image: Image.Image) -> Pixels:
+def eight_bits(image: Image.Image, *, opened: Image.Image | None = None) -> Pixels:
     """A decoded Pillow image of any mode as (H, W) or (H, W, 3) uint8.
 
+    Args:
+        image: the image.
+        opened: the image that it was made from, which knows its file's format; None for the image itself.
+
     Raises:
-        DamagedImageError: floating-point pixels.
+        DamagedImageError: pixels without an agreed range: floating-point numbers, 32-bit or signed integers.
     """
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
-        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        return ((wide + 128) // 257).astype(np.uint8)
+    if image.mode.startswith("I"):  # wider than 8 bits, which Pillow's own conversion would clip
+        white = _white(opened or image)
+        wide = np.clip(np.asarray(image), 0, white).astype(np.uint32)
+        return ((wide * 255 + white // 2) // white).astype(np.uint8)
     if image.mode == "F":
         raise DamagedImageError("floating-point pixels have no agreed range: save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

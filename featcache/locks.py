@@ -11,6 +11,8 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -77,6 +79,31 @@ def is_building(path: Path) -> bool:
     return False
 
 
+def is_open_for_writing(path: Path) -> bool:
+    """Whether a process has a file open for writing, as far as this system tells.
+
+    HDF5's library locks what it writes, on whichever host. On Linux the kernel also knows of writers without a lock,
+    such as a copy under way: it grants a lease for reading only if there are none.
+    """
+    with suppress(OSError), open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if _is_held(lambda: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)):
+            return True
+        if sys.platform == "linux":
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # SIGIO, without it, would end this process
+            return _is_held(lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK))
+    return False
+
+
+def _is_held(question: Callable[[], object]) -> bool:
+    try:
+        question()
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks, or another user's file
+    return False
+
+
 def take_over(fd: int, *, on_wait: Callable[[str], None] = lambda holder: None) -> None:
     """Wait until nobody writes to an open file in the making any more, then hold it as one of its writers.
 
@@ -95,6 +122,20 @@ def join(fd: int, path: Path) -> None:
         raise CacheError(f"{path}: another job goes on with this file") from error
     except OSError:
         pass  # a file system without locks
+
+
+def lock_now(fd: int, path: Path) -> bool:
+    """Lock an open file for this process alone, until it is closed; False if another has it, or it is not at ``path``.
+
+    The latter is so if the one that had it deleted or renamed it. On a file system without locks nobody else has it.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return _is_at(fd, path)
 
 
 def _locks(path: Path) -> list[Path]:

@@ -6,8 +6,7 @@ that have a checksum. All are only read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ class KnownRows:
     """Rows that other files hold; numbered sources, of which any may vanish at any time.
 
     Attributes:
-        drifted: notes on caches that were passed over, since today's stack makes other features.
+        drifted: notes on caches that were passed over: today's stack makes other features, or they can't be read now.
     """
 
     def __init__(self, sources: Sequence[_Source | None] = (), drifted: Sequence[str] = ()) -> None:
@@ -113,9 +112,12 @@ class KnownRows:
     @classmethod
     def find(cls, folder: Path, content: Array, wanted: Wanted) -> KnownRows:
         """Look through a folder of caches for rows of these contents, (N, 16) uint8."""
-        sources, drifted = [], []
+        sources: list[_Source] = []
+        refusals: list[CacheError] = []
+        caches = (*find_caches(folder, on_refusal=refusals.append), *find_partials(folder, on_refusal=refusals.append))
+        drifted = [f"no rows are taken from {error}" for error in refusals if error.kind in ("unreadable", "in use")]
         missing = np.ones(len(content), bool)
-        for cache in (*find_caches(folder), *find_partials(folder)):
+        for cache in caches:
             if cache.encoder_fingerprint != wanted.encoder_fingerprint:
                 continue
             source = _Source.index(cache)
@@ -174,12 +176,14 @@ def count_known(folder: Path, content: NDArray[np.uint8], encoder_fingerprints: 
     return [int(known[fingerprint].sum()) for fingerprint in encoder_fingerprints]
 
 
-def find_partials(folder: Path) -> list[Cache]:
-    """The files in the making in a folder, of this host and others."""
+def find_partials(folder: Path, *, on_refusal: Callable[[CacheError], None] = lambda error: None) -> list[Cache]:
+    """The files in the making in a folder, of this host and others; ``on_refusal`` as for ``find_caches``."""
     found = []
     for path in sorted(folder.glob(".*.partial")):
-        with suppress(CacheError):
+        try:
             found.append(Cache.open_unsealed(path))
+        except CacheError as error:
+            on_refusal(error)
     return found
 
 

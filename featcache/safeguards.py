@@ -12,6 +12,28 @@ from featcache.cache import Cache
 from featcache.canary import Canary, compare, stored_canary
 from featcache.errors import CacheError, UserError
 from featcache.machine import versions
+from featcache.plan import Plan
+
+
+def finished_cache(path: Path, plan: Plan) -> Cache | None:
+    """The sealed cache of a plan; None if there is none, or one that is damaged: a build may replace that.
+
+    Damage counts if it is seen twice.
+
+    Raises:
+        CacheError: the file may be sound, but can't be read now, is open for writing in another process, or is of
+            another version, program or plan: it must not be replaced.
+    """
+    for _ in range(2):
+        try:
+            cache = Cache.open(path)
+            if cache.fingerprint != plan.fingerprint:
+                raise CacheError("holds another cache than its name says; move it away", path=path, kind="foreign")
+            return cache if plan.describes(cache) else None
+        except CacheError as error:
+            if error.may_be_sound:
+                raise
+    return None
 
 
 def refuse_lack_of_space(

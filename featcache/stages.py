@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from featcache.errors import UsageError
-from featcache.tracing import NotTraceableError, features_and_logits, graph_module, no_head, run, trace
+from featcache.tracing import NotTraceableError, WholeTrunk, features_and_logits, graph_module, no_head, run, trace
 
 #: Modules are opened, the longest first, until there are at least this many stages.
 MIN_STAGES = 4
@@ -104,7 +104,7 @@ class StagedModel:
         """The leading ``cut`` stages (default: all) as a module that shares the model's parameters."""
         cut = self._checked(cut)
         if self._graph is None:
-            return _HookedTrunk(self.model, self.head_name)
+            return WholeTrunk(self.model, self.head_name)
         end = self._ends[cut - 1]
         return self._module(fx.Graph(), None, end)
 
@@ -174,7 +174,7 @@ class StagedModel:
         if not linear:
             raise no_head(self.model)
         self.head_name = linear[-1]
-        features, logits = features_and_logits(self.model, _HookedTrunk(self.model, self.head_name), example)
+        features, logits = features_and_logits(self.model, WholeTrunk(self.model, self.head_name), example)
         with torch.inference_mode():
             makes_logits = features.ndim == 2 and torch.equal(self.head(features), logits)
         if not makes_logits:
@@ -184,25 +184,6 @@ class StagedModel:
         modules = tuple(name for name, _ in self.model.named_children() if name != self.head_name)
         count = sum(self.model.get_parameter(name).numel() for name in parameters)
         return Stage("stem", parameters, modules, count, tuple(features.shape[1:]))
-
-
-class _HookedTrunk(nn.Module):
-    """The whole model up to its head, for a model that cannot be traced: the head's input is caught by a hook."""
-
-    def __init__(self, model: nn.Module, head_name: str) -> None:
-        super().__init__()
-        self.model = model
-        self.head_name = head_name
-
-    def forward(self, images: Tensor) -> Tensor:
-        caught: list[Tensor] = []
-        head = self.model.get_submodule(self.head_name)
-        hook = head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
-        try:
-            self.model(images)
-        finally:
-            hook.remove()
-        return caught[-1]
 
 
 def _find_head(model: nn.Module, graph: fx.Graph, values: dict[fx.Node, Any]) -> fx.Node:

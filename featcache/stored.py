@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache import layout
-from featcache.errors import CacheError
+from featcache.errors import CacheError, CacheFault, corrupt_error
 
 Array = NDArray[Any]
 
@@ -48,7 +48,7 @@ class CacheFile:
             same = 3 if self.in_the_making else 4  # a new name changes the time of change alone
             if _identity(os.fstat(fd))[:same] != self.identity[:same]:
                 os.close(fd)
-                raise CacheError(f"{self.path}: was replaced since it was opened; open it again")
+                raise CacheError("was replaced since it was opened; open it again", path=self.path, kind="unreadable")
             self._fd = fd
             self._finalizer = weakref.finalize(self, os.close, fd)
         return self._fd
@@ -66,10 +66,12 @@ class CacheFile:
             while left:
                 count = os.preadv(self._descriptor(), [left], offset)
                 if count == 0:
-                    raise CacheError(f"{self.path}: cut off at byte {offset:,}; embed again")
+                    raise corrupt_error(self.path, f"cut off at byte {offset:,}; embed again")
                 left, offset = left[count:], offset + count
         except OSError as error:
-            raise CacheError(f"{self.path}: cannot be read at byte {offset:,} ({error.strerror})") from error
+            kind: CacheFault = "absent" if isinstance(error, FileNotFoundError) else "unreadable"
+            reason = f"cannot be read at byte {offset:,} ({error.strerror})"
+            raise CacheError(reason, path=self.path, kind=kind) from error
 
     def map(self, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> Array:
         """A read-only map of a data set."""

@@ -9,6 +9,7 @@ this module in a child process for files that it does not know.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from featcache import layout
-from featcache.errors import CacheError
+from featcache.errors import CacheError, corrupt_error
 
 _INTEGERS = ("format_version", "block_rows")
 _TEXTS = ("format", "encoder", "encoder_fingerprint")
@@ -65,6 +66,7 @@ def read_structure(path: Path) -> Structure:
     """
     import h5py
 
+    check_superblock(path)
     with h5py.File(path, "r", locking=False) as file:
         attributes = _read_attributes(path, file)
         n_bytes = _size(path)
@@ -72,7 +74,7 @@ def read_structure(path: Path) -> Structure:
         splits = {name: members[name] for name in layout.SPLITS if name in members}
         if set(members) != {"provenance", "canary", *splits} or "train" not in splits:
             expected = "/provenance, /canary, /train and at most /test and /val"
-            raise CacheError(f"{path}: expected {expected}, found {_few(members)}")
+            raise _members_error(path, f"expected {expected}", members, least={"provenance", "canary", "train"})
         provenance = members["provenance"]
         _check(path, provenance, "provenance", h5py.string_dtype("utf-8", layout.PROVENANCE_SIZE), ())
         structure = Structure(
@@ -88,17 +90,44 @@ def read_structure(path: Path) -> Structure:
             offsets = (structure.canary if name == "canary" else structure.splits[name])["offsets"]
             found = _members(path, group)
             if set(found) != set(data_sets):
-                raise CacheError(f"{path}: expected {_few(data_sets)} in /{name}, found {_few(found)}")
+                expected = f"expected {_few(data_sets)} in /{name}"
+                raise _members_error(path, expected, found, least=set(data_sets))
             for data_set, (dtype, shape) in data_sets.items():
                 _check(path, found[data_set], f"{name}/{data_set}", dtype, shape)
                 offsets[data_set] = _offset(path, found[data_set])
                 extents.append((offsets[data_set], layout.n_bytes(dtype, shape)))
     extents.sort()
     if extents[-1][0] + extents[-1][1] > n_bytes:
-        raise CacheError(f"{path}: cut off after {n_bytes:,} bytes; embed again")
+        raise corrupt_error(path, f"cut off after {n_bytes:,} bytes; embed again")
     if any(start + size > after for (start, size), (after, _) in pairwise(extents)):
-        raise CacheError(f"{path}: data sets overlap in the file")
+        raise corrupt_error(path, "data sets overlap in the file")
     return structure
+
+
+def check_superblock(path: Path) -> None:
+    """Refuse a file by its first bytes, without HDF5's library, which can't tell damage from a disk that fails.
+
+    Raises:
+        CacheError: it is no HDF5 file, cut off, or marked as open for writing.
+        OSError: it can't be read.
+
+    Source: HDF5 File Format Specification 3.0, II.A.2, superblock versions 2 and 3.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head, size = os.pread(fd, 48, 0), os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+    if not head.startswith(b"\x89HDF\r\n\x1a\n") or size < 48:
+        raise corrupt_error(path, "cut off, damaged, or no feature cache (no HDF5 signature); embed again")
+    if head[8] not in (2, 3) or head[9] != 8:
+        return  # another program's
+    end = int.from_bytes(head[28:36], "little")
+    if size < end:
+        raise corrupt_error(path, f"cut off, damaged, or no feature cache ({size:,} of {end:,} bytes); embed again")
+    if head[11] & 1:  # set for as long as it is open, and left by a process that was killed
+        reason = "open for writing in another process; close it there, or if that has ended: h5clear --status FILE"
+        raise CacheError(reason, path=path, kind="in use")
 
 
 def _size(path: Path) -> int:
@@ -106,7 +135,8 @@ def _size(path: Path) -> int:
     status = path.stat()
     held = status.st_blocks * 512
     if status.st_size > _MAX_HOLES and 0 < held < status.st_size // 64:
-        raise CacheError(f"{path}: a sparse file of {status.st_size:,} bytes that holds {held:,}")
+        reason = f"a sparse file of {status.st_size:,} bytes that holds {held:,}"
+        raise CacheError(reason, path=path, kind="unreadable")  # file systems count what a file holds in their own ways
     return status.st_size
 
 
@@ -115,38 +145,41 @@ def _check_rows(path: Path, structure: Structure) -> None:
     groups = [structure.canary, *structure.splits.values()]
     shape, storage = tuple(groups[0]["feature_shape"]), groups[0]["storage"]
     if any((tuple(group["feature_shape"]), group["storage"]) != (shape, storage) for group in groups):
-        raise CacheError(f"{path}: features of the splits and the canary differ in shape or type")
+        raise corrupt_error(path, "features of the splits and the canary differ in shape or type")
     row_bytes = layout.n_bytes(np.dtype(storage), shape)
     told, expected = structure.attributes["block_rows"], layout.block_rows(row_bytes)
     if told != expected:
-        raise CacheError(
-            f"{path}: the attribute block_rows is {told}; expected {expected} for rows of {row_bytes:,} bytes"
-        )
+        reason = f"the attribute block_rows is {told}; expected {expected} for rows of {row_bytes:,} bytes"
+        raise corrupt_error(path, reason)
     if structure.canary["rows"] * row_bytes > _MAX_CANARY:
-        raise CacheError(f"{path}: /canary/features takes more than {_MAX_CANARY:,} bytes")
+        raise corrupt_error(path, f"/canary/features takes more than {_MAX_CANARY:,} bytes")
 
 
 def _read_attributes(path: Path, file: Any) -> dict[str, Any]:
     import h5py
 
-    if "format" not in file.attrs or "format_version" not in file.attrs:
-        raise CacheError(f"{path}: an HDF5 file, but no feature cache; bin/embed makes one")
+    texts = (layout.FORMAT.encode(), layout.FORMAT)  # this version's type of text, and version 1's
+    if not {"format", "format_version"} <= set(file.attrs) or file.attrs["format"] not in texts:
+        raise CacheError("an HDF5 file, but no feature cache; bin/embed makes one", path=path, kind="foreign")
     version = _attribute(path, file, "format_version")
     if isinstance(version, int) and version != layout.FORMAT_VERSION:
-        mend = "upgrade it" if version > layout.FORMAT_VERSION else "embed again"
-        known = layout.FORMAT_VERSION
-        raise CacheError(f"{path}: format version {version}, but this is featcache for version {known}; {mend}")
+        known, is_newer = layout.FORMAT_VERSION, version > layout.FORMAT_VERSION
+        raise CacheError(
+            f"format version {version}, but this is featcache for version {known}; "
+            f"{'upgrade it' if is_newer else 'embed again'}",
+            path=path,
+            kind="newer format" if is_newer else "old format",
+        )
     if h5py.h5a.get_num_attrs(file.id) != len(_ATTRIBUTES) or set(file.attrs) != _ATTRIBUTES:
-        raise CacheError(f"{path}: expected the attributes {_few(_ATTRIBUTES)} and no other")
+        reason = f"expected the attributes {_few(_ATTRIBUTES)} and no other"
+        raise CacheError(reason, path=path, kind="foreign" if set(file.attrs) > _ATTRIBUTES else "corrupt")
     values: dict[str, Any] = {name: _attribute(path, file, name) for name in sorted(_ATTRIBUTES)}
-    if values["format"] != layout.FORMAT:
-        raise CacheError(f"{path}: an HDF5 file, but no feature cache; bin/embed makes one")
     kinds = dict.fromkeys(_INTEGERS, int) | dict.fromkeys(_TEXTS, str) | {"class_names": list}
     for name, kind in kinds.items():
         if not isinstance(values[name], kind):
-            raise CacheError(f"{path}: the attribute {name} is of another type than FORMAT.md says")
+            raise corrupt_error(path, f"the attribute {name} is of another type than FORMAT.md says")
     if values["block_rows"] < 1:
-        raise CacheError(f"{path}: the attribute block_rows is {values['block_rows']}; expected 1 or more")
+        raise corrupt_error(path, f"the attribute block_rows is {values['block_rows']}; expected 1 or more")
     return values
 
 
@@ -158,12 +191,12 @@ def _attribute(path: Path, file: Any, name: str) -> int | str | list[str]:
     kind, space = attribute.get_type(), attribute.get_space()
     text = isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str()
     if not text and not isinstance(kind, h5py.h5t.TypeIntegerID):
-        raise CacheError(f"{path}: the attribute {name} is of another type than FORMAT.md says")
+        raise corrupt_error(path, f"the attribute {name} is of another type than FORMAT.md says")
     if space.get_simple_extent_npoints() * kind.get_size() > _MAX_ATTRIBUTE:
-        raise CacheError(f"{path}: the attribute {name} takes more than {_MAX_ATTRIBUTE:,} bytes")
+        raise corrupt_error(path, f"the attribute {name} takes more than {_MAX_ATTRIBUTE:,} bytes")
     shape = attribute.shape
     if len(shape) > 1 or (not text and shape):
-        raise CacheError(f"{path}: the attribute {name} has the shape {shape}")
+        raise corrupt_error(path, f"the attribute {name} has the shape {shape}")
     value = file.attrs[name]
     if not text:
         return int(value)
@@ -176,12 +209,12 @@ def _members(path: Path, group: Any) -> dict[str, Any]:
     import h5py
 
     if not isinstance(group, h5py.Group):
-        raise CacheError(f"{path}: {group.name} is no group")
+        raise corrupt_error(path, f"{group.name} is no group")
     if len(group) > 16:
-        raise CacheError(f"{path}: {group.name} has {len(group):,} members")
+        raise corrupt_error(path, f"{group.name} has {len(group):,} members")
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise CacheError(f"{path}: {group.name} holds a link that leads elsewhere")
+            raise corrupt_error(path, f"{group.name} holds a link that leads elsewhere")
     return {name: group[name] for name in group}
 
 
@@ -192,14 +225,14 @@ def _describe(path: Path, group: Any) -> dict[str, Any]:
     members = _members(path, group)
     features, ids = members.get("features"), members.get("ids")
     if not isinstance(features, h5py.Dataset) or not isinstance(ids, h5py.Dataset):
-        raise CacheError(f"{path}: expected features and ids in {group.name}, found {_few(members)}")
+        raise corrupt_error(path, f"expected features and ids in {group.name}, found {_few(members)}")
     storage = {"<f2": "float16", "<f4": "float32"}.get(features.dtype.str)
     if storage is None or not 2 <= len(features.shape) <= 5 or 0 in features.shape:
         shape = " x ".join(map(str, features.shape))
-        raise CacheError(f"{path}: {group.name}/features is {features.dtype} of {shape}; expected float16 or float32")
+        raise corrupt_error(path, f"{group.name}/features is {features.dtype} of {shape}; expected float16 or float32")
     id_size = ids.dtype.itemsize
     if ids.dtype.kind != "S" or not 1 <= id_size <= _MAX_ID:
-        raise CacheError(f"{path}: {group.name}/ids is {ids.dtype}; expected strings of up to {_MAX_ID:,} bytes")
+        raise corrupt_error(path, f"{group.name}/ids is {ids.dtype}; expected strings of up to {_MAX_ID:,} bytes")
     rows, *feature_shape = (int(n) for n in features.shape)
     return {"rows": rows, "feature_shape": feature_shape, "storage": storage, "id_size": id_size, "offsets": {}}
 
@@ -208,11 +241,10 @@ def _check(path: Path, data_set: Any, name: str, dtype: Any, shape: tuple[int, .
     import h5py
 
     if not isinstance(data_set, h5py.Dataset):
-        raise CacheError(f"{path}: /{name} is no data set")
+        raise corrupt_error(path, f"/{name} is no data set")
     if _plain(data_set.dtype) != _plain(dtype) or data_set.shape != shape:
-        raise CacheError(
-            f"{path}: /{name} is {data_set.dtype} of shape {data_set.shape}; expected {_plain(dtype)} of {shape}"
-        )
+        expected = f"expected {_plain(dtype)} of {shape}"
+        raise corrupt_error(path, f"/{name} is {data_set.dtype} of shape {data_set.shape}; {expected}")
 
 
 def _offset(path: Path, data_set: Any) -> int:
@@ -223,9 +255,9 @@ def _offset(path: Path, data_set: Any) -> int:
     plain = creation.get_layout() == h5py.h5d.CONTIGUOUS
     offset = data_set.id.get_offset() if plain else None
     if offset is None or creation.get_external_count() or creation.get_nfilters():
-        raise CacheError(f"{path}: {data_set.name} is not stored as one contiguous piece of this file")
+        raise corrupt_error(path, f"{data_set.name} is not stored as one contiguous piece of this file")
     if offset % layout.ALIGNMENT:
-        raise CacheError(f"{path}: {data_set.name} does not begin at a multiple of {layout.ALIGNMENT:,} bytes")
+        raise corrupt_error(path, f"{data_set.name} does not begin at a multiple of {layout.ALIGNMENT:,} bytes")
     return int(offset)
 
 
@@ -239,6 +271,13 @@ def _plain(dtype: Any) -> Any:
     if dtype.subdtype:
         return np.dtype((_plain(dtype.subdtype[0]), dtype.subdtype[1]))
     return np.dtype(dtype.str)
+
+
+def _members_error(path: Path, expected: str, found: Any, *, least: set[str]) -> CacheError:
+    """Something is missing, or another program added something to a cache that may be sound."""
+    return CacheError(
+        f"{expected}, found {_few(found)}", path=path, kind="foreign" if set(found) > least else "corrupt"
+    )
 
 
 def _few(names: Any) -> str:

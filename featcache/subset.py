@@ -116,6 +116,30 @@ class Subset:
         return np.sort(np.concatenate(kept))
 
 
+def row_numbers(rows: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_], n_rows: int, *, of: str) -> Indices:
+    """Rows that were asked for, as their numbers.
+
+    Args:
+        rows: (n,) integers from 0 to ``n_rows`` - 1, or (n_rows,) booleans, true for the rows that are wanted.
+        n_rows: how many rows there are.
+        of: what they are rows of, for a message.
+
+    Raises:
+        IndexError: there is no such row, or another number of booleans.
+        TypeError: neither integers nor booleans.
+    """
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        if rows.shape != (n_rows,):
+            raise IndexError(f"{of} has {n_rows:,} rows; asked for by booleans of shape {rows.shape}")
+        return np.flatnonzero(rows)
+    if rows.ndim != 1 or (rows.dtype.kind not in "iu" and len(rows)):
+        raise TypeError(f"rows are {rows.dtype} of shape {rows.shape}; expected (n,) integers or (N,) booleans")
+    if len(rows) and (rows.min() < 0 or rows.max() >= n_rows):
+        raise IndexError(f"{of} has {n_rows:,} rows; asked for rows {rows.min()} to {rows.max()}")
+    return rows.astype(np.int64)
+
+
 def carve(labels: NDArray[np.int64], *, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Split rows in two, stratified by label.
 

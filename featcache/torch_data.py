@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featcache.cached_split import CachedSplit
+from featcache.subset import row_numbers
 
 #: Rows whose features take no more than this in float32 are read once and kept, by each process.
 KEPT_BYTES = 1 << 30
@@ -26,13 +27,15 @@ class CachedDataset(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         split: of a cache.
-        rows: (N,) int64, which of its rows.
+        rows: (n,) int64, which of its rows.
     """
 
-    def __init__(self, split: CachedSplit, rows: NDArray[np.int64] | Sequence[int] | None = None) -> None:
-        """``rows`` are all that are usable (with features and a label) where none are given."""
+    def __init__(
+        self, split: CachedSplit, rows: NDArray[np.int64] | NDArray[np.bool_] | Sequence[int] | None = None
+    ) -> None:
+        """``rows`` as ``CachedSplit.read`` takes them; None takes all that are usable (with features and a label)."""
         self.split = split
-        self.rows = split.usable() if rows is None else np.asarray(rows, np.int64)
+        self.rows = split.usable() if rows is None else row_numbers(rows, len(split), of=split.name)
         self.labels: list[int] = split.labels[self.rows].tolist()
         self._kept: Tensor | None = None
 
@@ -48,7 +51,10 @@ class CachedDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Some pairs, read together."""
-        wanted = np.asarray(indices, np.int64)
+        wanted = np.asarray(indices)
+        if wanted.dtype == bool:  # as torch's Subset hands them on if it is given a mask
+            raise TypeError("indices are booleans; expected integers: give the mask to torch_dataset")
+        wanted = wanted.astype(np.int64)
         features = self._features(wanted)
         return [(row, self.labels[i]) for row, i in zip(features, wanted.tolist(), strict=True)]
 

@@ -6,6 +6,7 @@ traced through, and modules that wrap a row of like blocks (the encoder of a vis
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,37 @@ from featcache.errors import UserError
 
 class NotTraceableError(Exception):
     """torch.fx cannot follow the model, or nothing in it can be cut."""
+
+
+class WholeTrunk(nn.Module):
+    """The whole model up to its head, for a model that cannot be traced: a hook catches what the head is given.
+
+    The hook is in a copy of the head, reached by copies of the modules around it, which share all else with the model;
+    each pass makes its own. In the model's own head it would catch what other threads' passes give it.
+    """
+
+    def __init__(self, model: nn.Module, head_name: str) -> None:
+        super().__init__()
+        self.model = model
+        self.head_name = head_name
+
+    def forward(self, images: Tensor) -> Tensor:
+        caught: list[Tensor] = []
+        model = _copied_along(self.model, self.head_name.split("."))
+        head = model.get_submodule(self.head_name)
+        head.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0]))
+        model(images)
+        return caught[-1]
+
+
+def _copied_along(module: nn.Module, path: list[str]) -> nn.Module:
+    """A shallow copy of a module, and within it of those on a path, with hooks and modules of their own."""
+    copied = copy.copy(module)
+    copied._forward_pre_hooks = module._forward_pre_hooks.copy()
+    copied._modules = module._modules.copy()
+    if path:
+        copied._modules[path[0]] = _copied_along(module.get_submodule(path[0]), path[1:])
+    return copied
 
 
 class _Tracer(fx.Tracer):

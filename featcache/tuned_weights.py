@@ -10,7 +10,7 @@ from typing import Any
 from featcache.errors import UserError
 from featcache.files import one_line, open_regular, size_of
 from featcache.images import DECODER
-from featcache.preprocessing import Preprocessing
+from featcache.preprocessing import RESIZES, Preprocessing
 
 #: The files of a run that are read here; what else it holds is of no concern.
 RECORD_FILE, MODEL_FILE = "run.json", "model.pth"
@@ -71,7 +71,7 @@ def _preprocessing(told: Any) -> Preprocessing:
     """As the run records it, decoded as is done today. Raises KeyError, TypeError, ValueError or UsageError."""
     if not isinstance(told["image_size"], int) or not isinstance(told["resize_size"], int):
         raise TypeError("sizes are no whole numbers")
-    if told["interpolation"] not in ("bilinear", "bicubic") or told["resize"] not in ("crop", "squash"):
+    if told["interpolation"] not in ("bilinear", "bicubic") or told["resize"] not in RESIZES:
         raise ValueError("an unknown way to resize")
     channels = {key: tuple(float(value) for value in told[key]) for key in ("mean", "std")}
     return Preprocessing.from_json({**told, **channels, "antialias": bool(told["antialias"]), "decoder": DECODER})

@@ -1,4 +1,4 @@
-"""A weights file or address in, a checked state dict out; nothing in a file is executed."""
+"""Read the weights of a file or an address, check them, and load them into a model; nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import hashlib
 import pickle
 import re
 import sys
+import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ StateDict = Mapping[str, Tensor]
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 #: Where training scripts put the weights inside a checkpoint.
 _NESTS = ("state_dict", "model_state_dict", "model")
+#: Names in the DenseNets that torchvision publishes, from when the name of a module could hold a dot; what downloads
+#: them there (`torchvision.models.densenet._load_state_dict`) renames them alike.
+_DENSE_LAYER = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)")
 
 
 def read(path: str | Path) -> tuple[StateDict, str]:
@@ -30,6 +35,7 @@ def read(path: str | Path) -> tuple[StateDict, str]:
 
     Returns:
         The state dict, without the nesting and the ``module.`` prefix that training scripts add, and the file's name.
+        Its ``_metadata`` has the versions of the modules' layouts that the file has, as `torch.nn.Module.state_dict`.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds more than tensors.
@@ -57,7 +63,7 @@ def read(path: str | Path) -> tuple[StateDict, str]:
     if not isinstance(state, dict) or not state:
         found = "nothing" if state == {} else type(state).__name__
         raise UserError(f"{path}: expected a state dict (names and their tensors), found {found}")
-    tensors: dict[str, Tensor] = {}
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
     for name, tensor in dict.items(state):
         if not isinstance(name, str) or (fault := _fault(tensor)):
             told = fault if isinstance(name, str) else "a name that is no text"
@@ -65,6 +71,7 @@ def read(path: str | Path) -> tuple[StateDict, str]:
         tensors[name.removeprefix("module.")] = tensor.detach()
     if len(tensors) != len(state):
         raise UserError(f"{path}: names tensors twice, with and without module.; save one of each")
+    tensors._metadata = _versions(state)  # type: ignore[attr-defined]  # where load_state_dict looks for it
     return tensors, path.name
 
 
@@ -86,6 +93,17 @@ def _read_safetensors(path: Path) -> StateDict:
             return load_file(path)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+
+
+def _versions(state: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+    """The version of each module's layout, and nothing else that a file may hold beside its tensors."""
+    metadata = getattr(state, "_metadata", None)
+    versions: dict[str, dict[str, int]] = {}
+    for module, entry in dict.items(metadata) if isinstance(metadata, dict) else ():
+        version = dict.get(entry, "version") if isinstance(entry, dict) else None
+        if isinstance(module, str) and type(version) is int:
+            versions[f"{module}.".removeprefix("module.").removesuffix(".")] = {"version": version}
+    return versions
 
 
 def _fault(value: object) -> str:
@@ -129,15 +147,36 @@ def refused(file: str, mend: str, error: Exception) -> UserError:
 
 
 def load_into(model: nn.Module, state: StateDict, *, name: str, backbone: str) -> None:
-    """Load weights in place. The head may have another number of classes than the model's: it is replaced.
+    """Load weights in place, those of older layouts as the model's own loader renames them.
+
+    The head may have another number of classes than the model's: it is replaced. A model that did not take its weights
+    is of no use afterwards.
 
     Raises:
         UserError: names or shapes differ; the message says which.
     """
     _match_head(model, state)
+    differences = _differences(model, state)
+    first_versions = {module: {"version": 1} for module, _ in model.named_modules()}
+    for versions in (getattr(state, "_metadata", None), first_versions):
+        if not differences:
+            break
+        if versions:
+            renamed = _renamed(model, state, versions)
+            if len(others := _differences(model, renamed)) < len(differences):
+                state, differences = renamed, others
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(f"{name} does not fit {backbone}: {'; '.join(differences[:3])}{more}")
+    own = model.state_dict()
+    _load(model, {**own, **state}, own._metadata, strict=True)  # type: ignore[attr-defined]
+
+
+def _differences(model: nn.Module, state: StateDict) -> list[str]:
+    """What of the names, shapes and types differs from the model's; counts of batches may be missing."""
     own = model.state_dict()
     optional = {key for key in own if key.endswith("num_batches_tracked")}
-    differences = [
+    return [
         *(
             f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
             for key in own
@@ -151,10 +190,48 @@ def load_into(model: nn.Module, state: StateDict, *, name: str, backbone: str) -
         *(f"{key} is missing" for key in own if key not in state and key not in optional),
         *(f"{one_line(key)} is not in the model" for key in state if key not in own),
     ]
-    if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UserError(f"{name} does not fit {backbone}: {'; '.join(differences[:3])}{more}")
-    model.load_state_dict(state, strict=False)
+
+
+def _renamed(model: nn.Module, state: StateDict, versions: Mapping[str, Any]) -> StateDict:
+    """The tensors by the names under which the model's modules look for them after they renamed those of old layouts.
+
+    Some modules also change themselves to an old layout: the stem of a MNASNet of version 1.
+    """
+    old = {key: _DENSE_LAYER.sub(r"\1\2", key) for key in state}
+    given = {key if old[key] in state else old[key]: tensor for key, tensor in state.items()}
+    renamed: dict[str, Tensor] = {}
+    hooks = []
+
+    def watch(module: nn.Module) -> None:
+        # register_load_state_dict_pre_hook from torch 2.5 on
+        hooks.append(module._register_load_state_dict_pre_hook(note, with_module=True))  # type: ignore[no-untyped-call]
+
+    def note(module: nn.Module, tensors: StateDict, prefix: str, *_: object) -> None:
+        children = dict(module.named_children())  # of which some may have been put there just now
+        for child in children.values():
+            watch(child)
+        for key, tensor in tensors.items():
+            if key.startswith(prefix) and key[len(prefix) :].partition(".")[0] not in children:
+                renamed[key] = tensor
+
+    watch(model)
+    try:
+        _load(model, given, versions, strict=False)
+    except (RuntimeError, ValueError):  # shapes differ, or a version that the model does not know
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return renamed
+
+
+def _load(model: nn.Module, state: StateDict, versions: Mapping[str, Any], *, strict: bool) -> None:
+    """Load by the model's own loader, which takes tensors for those of these versions of its modules' layouts."""
+    versioned = OrderedDict(state)
+    versioned._metadata = versions  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A new version of MNASNet", UserWarning)  # the first loads and works, too
+        model.load_state_dict(versioned, strict=strict)
 
 
 def _match_head(model: nn.Module, state: StateDict) -> None:
@@ -172,7 +249,8 @@ def _match_head(model: nn.Module, state: StateDict) -> None:
         and weight.shape[0] != head.out_features
     ):
         parent = model.get_submodule(linear[-1].rpartition(".")[0])
-        setattr(parent, linear[-1].rpartition(".")[2], nn.Linear(head.in_features, weight.shape[0]))
+        layer = nn.Linear(head.in_features, len(weight), bias=head.bias is not None)
+        setattr(parent, linear[-1].rpartition(".")[2], layer)
 
 
 def _kind(tensor: Tensor) -> str:

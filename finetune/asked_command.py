@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Parser, add_subset_flags, names, new_parser, subset_of
+from featcache.command_line import Console, Parser, add_subset_flags, names, new_parser, subset_of
 from featcache.errors import CacheError, UsageError
 from finetune.forgetting_command import add_forgetting_flags, check_forgetting_flags, forgetting_settings
 from heads.excluding_command import add_exclude_flag, exclusion_of
@@ -131,10 +131,10 @@ def check_flags(arguments: argparse.Namespace) -> None:
         check_run_name(arguments.runs_dir, arguments.name)
 
 
-def cache_of(arguments: argparse.Namespace) -> Cache:
+def cache_of(arguments: argparse.Namespace, console: Console) -> Cache:
     """The cache that was named, or the newest that matches, of maps or vectors. Raises CacheError for none."""
     from featcache.cache import Cache, find_caches
-    from heads.asked_command import asked_dataset
+    from heads.asked_command import asked_dataset, found_instead, tell_passed_over
 
     wanted = {**asked_dataset(arguments.dataset), "backbone": arguments.backbone}
     if arguments.cache:
@@ -143,16 +143,18 @@ def cache_of(arguments: argparse.Namespace) -> Cache:
         if named.is_byproduct:
             raise CacheError(f"{named.path} was made by a fine-tuning for itself: name the cache that it began with")
         return named
-    caches = [cache for cache in find_caches(arguments.cache_dir) if not cache.is_byproduct]
+    refusals: list[CacheError] = []
+    found = find_caches(arguments.cache_dir, on_refusal=refusals.append)
+    caches = [cache for cache in found if not cache.is_byproduct]
     for cache in caches:
         if all(value in (None, cache.told()[key]) for key, value in wanted.items()):
+            tell_passed_over(console, refusals, cache)
             return cache
     flags = {"dataset": arguments.dataset, "backbone": arguments.backbone}
     asked = " ".join(f"--{key} {value}" for key, value in flags.items() if value)
-    there = ", ".join(cache.path.name for cache in caches[:3]) or "none at all"
     raise CacheError(
-        f"{arguments.cache_dir}: no cache{' for ' + asked if asked else ''} (found {there}), which says what to train "
-        f"on; make one with bin/embed{' ' + asked if asked else ''}"
+        f"{arguments.cache_dir}: no cache{' for ' + asked if asked else ''} (found {found_instead(caches, refusals)}), "
+        f"which says what to train on; make one with bin/embed{' ' + asked if asked else ''}"
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
+from featcache.disk import other_name_note
 from featcache.errors import UserError
 from featcache.files import one_line
 from featcache.ranks import ALONE, Ranks
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatched(arguments: argparse.Namespace, console: Console, command: str, ranks: Ranks = ALONE) -> dict[str, Any]:
-    cache = cache_of(arguments)
+    cache = cache_of(arguments, console)
     rows = rows_of(arguments, cache)
 
     from featcache.machine import keep_freed_memory
@@ -94,12 +95,13 @@ def _train(
         else "the final model is the best epoch's, trained without validation rows"
     )
     console.note(f"  {note}")
-    work = work_folder(
-        arguments.runs_dir, job.fingerprint(choice.option), command=job.command, resume=arguments.resume, ranks=ranks
+    fingerprint = job.fingerprint(choice.option)
+    holding_folder = work_folder(
+        arguments.runs_dir, fingerprint, command=job.command, resume=arguments.resume, ranks=ranks
     )
-    for told in work.notes:
-        console.note(f"  {told}")
-    with work.used(), _refusals_told(job):
+    with holding_folder as work, work.used(), _refusals_told(job):
+        for told in work.notes:
+            console.note(f"  {told}")
         before = score_start(job)
         notes, option, trunk = [note, choice.why], choice.option, None
         if option is not None:
@@ -153,10 +155,20 @@ def _train(
             record["forgetting"] = score_tuned(job, before)
         if not ranks.is_first:
             return {}
-        folder = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, job.stem))
         canary = trunk_canary(job.backbone, precision=job.settings.precision, device=job.device)
-        publish(folder, record=record, tuned=tuned, model=staged.model, canary=canary, found=found)
-    work.remove()
+        wanted = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, job.stem))
+        folder = publish(
+            wanted,
+            record=record,
+            tuned=tuned,
+            model=staged.model,
+            canary=canary,
+            found=found,
+            numbered=arguments.name is None,
+        )
+        work.remove()
+    if arguments.name is not None and folder != wanted:
+        console.note(other_name_note(wanted, folder))
     console.note(f"{plan.method}: {record['selection']['how']}; {record['cost']['fit_s']:.1f} s; run {folder}")
     _tell_record(console, record, tuned)
     return record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +14,13 @@ from torch import nn
 
 from featcache.backbones import Backbone
 from featcache.canary import Canary
+from featcache.disk import publish_folder
 from featcache.embedding import Embedding
 from featcache.encoder import NO_IMAGES
 from featcache.tuned_weights import MODEL_FILE
 from finetune.rate_finder import FoundRates
 from finetune.tuned_run import TunedRun
 from heads.run_canary import write_canary
-from heads.runs import published
 
 
 def trunk_canary(backbone: Backbone, *, precision: str, device: torch.device) -> Canary:
@@ -39,22 +38,24 @@ def publish(
     model: nn.Module,
     canary: Canary,
     found: FoundRates | None = None,
-) -> None:
+    numbered: bool = False,
+) -> Path:
     """Write a run's folder, whole or not at all; with the curve of its range test, where there was one.
 
     Its weights are what ``bin/embed --weights`` takes. ``canary`` is what its trunk makes of the shipped pictures.
+    ``numbered`` and the folder that is returned are as in `heads.runs.write_run`.
 
     Raises:
         UserError: it can't be written.
     """
-    with published(folder) as temporary:
+
+    def write(temporary: Path) -> None:
         (temporary / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         np.savez(temporary / "predictions.npz", allow_pickle=False, **tuned.predictions)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        state = model.state_dict()  # with the versions of its modules' layouts, which MNASNet does not load without
+        state |= {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         with (temporary / MODEL_FILE).open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
         write_canary(temporary, [canary])
         if find_spec("matplotlib"):
             from finetune.plots import draw_history, draw_rates
@@ -62,3 +63,5 @@ def publish(
             draw_history(tuned.history, best_epoch=tuned.chosen.best_epoch, path=temporary / "history.png")
             if found is not None:
                 draw_rates(found, path=temporary / "rates.png")
+
+    return publish_folder(folder, write, numbered=numbered)

@@ -51,7 +51,7 @@ class Thawed:
         self.staged.head.train()
         if self.batch_norm == "eval":
             for layer in _norms(self.staged, self.stages):
-                layer.eval()
+                layer.training = False  # the dropout that timm puts within BatchNorm is not its statistics
 
     def frozen_sha256(self) -> str:
         """Of all parameters and buffers that must not move in this phase."""

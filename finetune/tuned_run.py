@@ -155,7 +155,7 @@ def fine_tune(
         val_scores = interpolated.val_scores
     refitted, fitted_on = None, rows.train
     if refit:
-        staged.model.load_state_dict(start)
+        overwrite(staged.model.state_dict(), start)
         fitted_on = rows.train.joined(rows.val)
         refitted = train(
             staged,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from heads.recipe import Recipe
     from heads.source import Source
     from heads.sweep import Workers
+
+#: So many files are named, of those that can't be opened or were not asked for.
+_FEW = 3
 
 DESCRIPTION = """Fit a classifier head on cached features. Hyper-parameters are chosen on validation rows, the head is
 fitted again on train and validation, and the test rows are scored once."""
@@ -164,7 +169,7 @@ def source_of(arguments: argparse.Namespace, *caches: Cache, pool: bool | None =
     )
 
 
-def caches_of(arguments: argparse.Namespace) -> list[Cache]:
+def caches_of(arguments: argparse.Namespace, console: Console) -> list[Cache]:
     """The caches that were named, or the newest that matches. Raises CacheError where there is none."""
     from featcache.cache import Cache, find_caches
 
@@ -174,18 +179,43 @@ def caches_of(arguments: argparse.Namespace) -> list[Cache]:
         for cache in named:
             cache.require(**wanted)
         return named
-    caches = [cache for cache in find_caches(arguments.cache_dir) if not cache.is_byproduct]
+    refusals: list[CacheError] = []
+    found = find_caches(arguments.cache_dir, on_refusal=refusals.append)
+    caches = [cache for cache in found if not cache.is_byproduct]
     for cache in caches:
         matches = all(value in (None, cache.told()[key]) for key, value in wanted.items())
         if matches and (cache.holds_vectors or arguments.pool):
+            tell_passed_over(console, refusals, cache)
             return [cache]
     flags = {"dataset": arguments.dataset, "backbone": arguments.backbone, "precision": arguments.precision}
     asked = " ".join(f"--{key} {value}" for key, value in flags.items() if value)
-    there = ", ".join(cache.path.name for cache in caches[:3]) or "none at all"
     raise CacheError(
         f"{arguments.cache_dir}: no cache{'' if arguments.pool else ' of vectors'}{' for ' + asked if asked else ''} "
-        f"(found {there}); make one with bin/embed{' ' + asked if asked else ''}"
+        f"(found {found_instead(caches, refusals)}); make one with bin/embed{' ' + asked if asked else ''}"
     )
+
+
+def tell_passed_over(console: Console, refusals: Sequence[CacheError], taken: Cache) -> None:
+    """Name the files that can't be opened, the newest first: one of them may be the cache that was meant."""
+    for error in sorted(refusals, key=_written, reverse=True)[:_FEW]:
+        older = ", which is older" if _written(error) > taken.path.stat().st_mtime else ""
+        console.note(f"PASSED OVER {error} (took {taken.path.name}{older})")
+    if len(refusals) > _FEW:
+        console.note(f"PASSED OVER {len(refusals) - _FEW} more files: bin/cache ls names them")
+
+
+def found_instead(caches: Sequence[Cache], refusals: Sequence[CacheError]) -> str:
+    """What a folder holds instead of the cache that is looked for, and why files in it can't be opened."""
+    names = ", ".join(cache.path.name for cache in caches[:_FEW])
+    unreadable = map(str, sorted(refusals, key=_written, reverse=True)[:_FEW])
+    return "; ".join(part for part in (names, *unreadable) if part) or "none at all"
+
+
+def _written(error: CacheError) -> float:
+    """When the file of an error was written; 0 if it is gone."""
+    with suppress(OSError):
+        return error.path.lstat().st_mtime if error.path else 0.0
+    return 0.0
 
 
 def asked_dataset(asked: str | None) -> dict[str, str]:

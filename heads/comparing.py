@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from featcache.errors import UserError
-from heads.evidence.paired import Comparison, compare_runs
+from heads.evidence.paired import Comparison, Verdict, compare_runs
 from heads.runs import Run
 
-_OPPOSITE = {"better": "worse", "worse": "better", "tie": "tie"}
+_OPPOSITE: Mapping[Verdict, Verdict] = {"better": "worse", "worse": "better"}
 
 
 def find_run(name: Path, runs_dir: Path) -> Path:
@@ -45,7 +45,7 @@ def compared(name: str, predictions: Mapping[str, NDArray[Any]], others: Mapping
                 "ci95": [0.0 - each.ci95[1], 0.0 - each.ci95[0]],
                 "p_value": each.p_value,
                 "p_holm": each.p_holm,
-                "verdict": _OPPOSITE[each.verdict],
+                "verdict": _OPPOSITE.get(each.verdict, each.verdict),
             }
         )
     return told
@@ -63,12 +63,35 @@ def check_same_rows(ids: Sequence[str], others: Mapping[Path, Run]) -> None:
             )
 
 
+def is_of_best_epoch(record: Mapping[str, Any]) -> bool:
+    """Whether a head's validation accuracy is that of its best epoch on the rows that chose it, and so too high."""
+    return bool(record["selection"].get("val_is_of_best_epoch", "epochs" in record["params"]))
+
+
+def reference_of(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """The name of the head that others are compared with, the first of equals, and what it has the highest of.
+
+    That is nested accuracy if all of them have it, else validation accuracy. A head whose validation accuracy is that
+    of its best epoch is the reference only if all are such: on pure noise it wins over the others.
+    """
+    nested = {name: record["selection"].get("nested") for name, record in records.items()}
+    if all(nested.values()):
+        return max(records, key=lambda name: nested[name]["accuracy"]), "nested accuracy"
+    fair = [name for name, record in records.items() if not is_of_best_epoch(record)]
+    best = max(fair or records, key=lambda name: records[name]["metrics"]["val"]["accuracy"])
+    if not fair:
+        return best, "validation accuracy, though each is that of a best epoch"
+    return best, "validation accuracy" + ("" if len(fair) == len(records) else ", those of a best epoch aside")
+
+
 def against_best(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
-    """Each run against the one of highest validation accuracy, the first of equals; runs by name."""
-    best = max(runs, key=lambda name: runs[name].record["metrics"]["val"]["accuracy"])
+    """Each run against the one that `reference_of` names; runs by name."""
+    best, highest = reference_of({name: run.record for name, run in runs.items()})
     predictions = {name: run.predictions for name, run in runs.items()}
     methods = {name: run.record["method"] for name, run in runs.items()}
-    return [_told(each, methods) for each in compare_runs(predictions, reference=best)]
+    return [
+        {**_told(each, methods), "reference_has_highest": highest} for each in compare_runs(predictions, reference=best)
+    ]
 
 
 def _told(each: Comparison, methods: Mapping[str, str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from featcache.command_line import Console
+from featcache.disk import other_name_note
 from heads.asked_command import caches_of, recipes_of, source_of, tell_rows, workers_of
 
 
@@ -19,10 +20,9 @@ def draw(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     from heads.runs import created_now, new_run_name
     from heads.sweep import sweep
 
-    recipes, workers, caches = recipes_of(arguments), workers_of(arguments), caches_of(arguments)
+    recipes, workers, caches = recipes_of(arguments), workers_of(arguments), caches_of(arguments, console)
     sizes = [Size(fraction=f) for f in arguments.fractions or ()] + [Size(shots=n) for n in arguments.shots or ()]
     stem = f"{caches[0].dataset}-{'+'.join(c.encoder['backbone'] for c in caches)}-{recipes[0].clf}-curve"
-    name = arguments.name or new_run_name(arguments.runs_dir, stem)
     source = source_of(arguments, *caches)
     tell_rows(console, source)
     rows = source.rows()
@@ -53,8 +53,10 @@ def draw(arguments: argparse.Namespace, console: Console, command: str) -> dict[
         "power_law": law and asdict(law),
         "notes": [*rows.notes, *(notes := curve_notes(rows, points))],
     }
-    folder = arguments.runs_dir / name
-    write_curve(folder, curve, law)
+    wanted = arguments.runs_dir / (arguments.name or new_run_name(arguments.runs_dir, stem))
+    folder = write_curve(wanted, curve, law, numbered=arguments.name is None)
+    if arguments.name is not None and folder != wanted:
+        console.note(other_name_note(wanted, folder))
     console.table(*curve_table(curve))
     for note in notes:
         console.note(f"  {note}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, run
+from featcache.disk import other_name_note
 from heads.asked_command import (
     caches_of,
     check_flags,
@@ -61,7 +62,7 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     from heads.sweep import sweep
 
     recipes, workers = recipes_of(arguments), workers_of(arguments)
-    caches = caches_of(arguments)
+    caches = caches_of(arguments, console)
     stems = [f"{caches[0].dataset}-{'+'.join(c.encoder['backbone'] for c in caches)}-{r.clf}" for r in recipes]
     folders = _folders(arguments, recipes, stems)
     against = {folder: read_run(folder) for folder in (find_run(p, arguments.runs_dir) for p in arguments.against)}
@@ -78,6 +79,7 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
             folder=folder.resolve(),
             command=command,
             against=tuple(path.resolve() for path in against),
+            numbered=arguments.name is None,
         )
         for recipe, folder in zip(recipes, folders, strict=True)
     ]
@@ -87,13 +89,18 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
 
     finished = []
     results = map(work, pieces) if workers.alone else sweep(fit_and_publish, pieces, workers)
-    for folder, done in zip(folders, results, strict=True):
+    for wanted, done in zip(folders, results, strict=True):
         finished.append(done)
+        folder = wanted.with_name(done.folder.name)
+        if arguments.name is not None and folder != wanted:
+            console.note(other_name_note(wanted, folder))
         _tell(console, done, folder)
         if arguments.report:
             _report(console, read_run(folder), folder)
     records = [done.record for done in finished]
     console.table(*metrics_table(records))
+    if any(record["selection"]["val_is_of_best_epoch"] for record in records):
+        console.note("* of the best epoch on the rows that chose it, and so too high to choose among heads by")
     if len(records) == 1:
         return records[0]
     told: dict[str, Any] = {"runs": records}
@@ -103,8 +110,8 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     first = {d.folder.name: read_run(d.folder) for d in finished if d.record["seed"] == arguments.seed}
     if len(first) > 1:
         told["comparisons"] = against_best(first)
-        best = told["comparisons"][0]["reference_method"]
-        title = f"test accuracy beside that of {best}, which has the highest validation accuracy"
+        best, highest = (told["comparisons"][0][key] for key in ("reference_method", "reference_has_highest"))
+        title = f"test accuracy beside that of {best}, which has the highest {highest}"
         console.table(*comparisons_table(title, [{**each, "run": each["method"]} for each in told["comparisons"]]))
     return told
 

@@ -23,7 +23,7 @@ class Table(NamedTuple):
 
 
 def metrics_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """Each run's test metrics."""
+    """Each run's test metrics; a star marks a validation accuracy that is its best epoch's."""
     columns = (
         "head",
         "accuracy",
@@ -47,7 +47,7 @@ def metrics_table(records: Sequence[Mapping[str, Any]]) -> Table:
                 f"{test['accuracy']:.4f}",
                 interval(test["accuracy_ci95"]),
                 *("–" if score is None else f"{score:.4f}" for score in scores),
-                f"{val['accuracy']:.4f}",
+                f"{val['accuracy']:.4f}{'*' if record['selection'].get('val_is_of_best_epoch') else ''}",
                 f"{record['cost']['fit_s']:.1f}",
             )
         )

@@ -37,7 +37,9 @@ class HeadRun:
         selection: how it was chosen.
         metrics: ``train`` (of ``head`` on what it was fitted on), ``val`` (of heads that never saw what they score),
             ``test``.
-        calibration: None, or temperature, and for val and test log_loss and ece before and after.
+        calibration: None, or the temperature; rows and wrong, the rows that it was fitted on and those of them that the
+            head has wrong; folds, in which they were scored for it, or None; judged, whether they say how sure the head
+            may be; and for val and test log_loss and ece before and after.
         nested: None, or the estimate of ``heads.nested``.
         predictions: ids, labels and scores of val and test, as in ``predictions.npz``. Cross-validated, val holds all
             rows but test, as train does.
@@ -142,6 +144,7 @@ def run_record(caches: Sequence[Cache], rows: Rows, fitted: HeadRun, *, command:
             "how": selection.how,
             "refit": recipe.refit,
             "at_grid_edge": selection.at_grid_edge,
+            "val_is_of_best_epoch": selection.val_is_of_best_epoch,
             "validation": selection.validation.to_json(),
             "rule": recipe.rule,
             "select_by": recipe.select_by,
@@ -200,12 +203,12 @@ def _calibration(
     selection: Selection, val: SplitRows, test: SplitRows, test_scores: Scores, n_classes: int
 ) -> dict[str, Any] | None:
     """What calibrating did: log-loss and ECE of softmax(scores) before and of softmax(scores / temperature) after."""
-    if selection.uncalibrated is None:
+    if selection.uncalibrated is None or selection.calibration is None:
         return None
     head, val_scores = selection.uncalibrated
     before = {"val": val_scores, "test": averaged_scores(head, test.features)}
     after = {"val": selection.val_scores, "test": test_scores}
-    told: dict[str, Any] = {"temperature": selection.temperature}
+    told = selection.calibration.to_json()
     for split, labels in (("val", val.labels), ("test", test.labels)):
         told[split] = {}
         for when, scores in (("before", before[split]), ("after", after[split])):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from heads.evidence.calibration import doubt
 from heads.evidence.metrics import log_loss
 from heads.predictors import Doubles, Scores
 from heads.standardization import Labels
@@ -23,6 +24,7 @@ class Judgement:
         error: standard error of ``score``: over the folds (their standard deviation by the root of their number) where
             there are several, else binomial.
         noise: the binomial one in either case.
+        doubt: what is added to the log loss where scores tie, in nats; see `judge`.
     """
 
     accuracy: float
@@ -31,17 +33,27 @@ class Judgement:
     score: float
     error: float
     noise: float
+    doubt: float = 0.0
 
     @property
     def rank(self) -> tuple[float, float]:
         """What is to be highest."""
-        return self.score, -(self.log_loss or 0.0)
+        return self.score, -((self.log_loss or 0.0) + self.doubt)
 
 
 def judge(
-    scores: Sequence[Scores], labels: Sequence[Labels], *, probabilistic: bool, balanced: bool = False
+    scores: Sequence[Scores],
+    labels: Sequence[Labels],
+    *,
+    probabilistic: bool,
+    balanced: bool = False,
+    cautious: bool = False,
 ) -> Judgement | None:
-    """Judge the scores (n, n_classes) of each fold by its labels (n,); None where a score is not finite."""
+    """Judge the scores (n, n_classes) of each fold by its labels (n,); None where a score is not finite.
+
+    `cautious`: where scores tie, the log loss by which they are ranked counts one more row, which is wrong
+    (`calibration.doubt`), so that of candidates that are all right the surest does not win on few rows.
+    """
     if not all(np.isfinite(part).all() for part in scores):
         return None
     n_classes = scores[0].shape[1]
@@ -72,6 +84,7 @@ def judge(
         score=recall if balanced else accuracy,
         error=error,
         noise=float(noise),
+        doubt=doubt(np.concatenate(scores), np.concatenate(labels)) if cautious else 0.0,
     )
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache.canary import stored_canary
+from featcache.disk import publish_folder
 from heads.comparing import compared, named
 from heads.evidence.power_law import PowerLaw
 from heads.head_run import HeadRun, fit_head, head_meta, run_record
 from heads.recipe import Recipe
-from heads.runs import published, read_run, write_run
+from heads.runs import read_run, write_run
 from heads.search import Report
 from heads.source import Source
 
@@ -23,13 +24,17 @@ Line = tuple[str, list[float], list[float], list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadPiece:
-    """A run to be made: on which rows, how, where to, the command that asked, and the runs to compare it with."""
+    """A run to be made: on which rows, how, where to, the command that asked, and the runs to compare it with.
+
+    ``numbered`` says that the folder's name ends in a number that may become another one.
+    """
 
     source: Source
     recipe: Recipe
     folder: Path
     command: str
     against: tuple[Path, ...] = ()
+    numbered: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ def fit_and_publish(piece: HeadPiece, report: Report | None = None) -> Finished:
     if piece.against:
         others = {name: read_run(folder) for name, folder in named(piece.against).items()}
         record["comparisons"] = compared(piece.folder.name, fitted.predictions, others)
-    write_run(
+    folder = write_run(
         piece.folder,
         record=record,
         predictions=fitted.predictions,
@@ -57,13 +62,15 @@ def fit_and_publish(piece: HeadPiece, report: Report | None = None) -> Finished:
         head_meta=head_meta(record),
         canaries=[stored_canary(cache) for cache in piece.source.caches()],
         draw=(lambda folder: draw_choice(fitted, folder)) if find_spec("matplotlib") else None,
+        numbered=piece.numbered,
     )
-    return Finished(record=record, notes=fitted.selection.notes, folder=piece.folder)
+    return Finished(record=record, notes=fitted.selection.notes, folder=folder)
 
 
-def write_curve(folder: Path, curve: dict[str, Any], law: PowerLaw | None) -> None:
-    """Write ``curve.json``, and where they can be drawn ``curve.png``, to a folder, whole or not at all."""
-    with published(folder) as temporary:
+def write_curve(folder: Path, curve: dict[str, Any], law: PowerLaw | None, *, numbered: bool = False) -> Path:
+    """Write ``curve.json``, and if it can be drawn ``curve.png``, to a folder as `heads.runs.write_run` does a run."""
+
+    def write(temporary: Path) -> None:
         (temporary / "curve.json").write_text(json.dumps(curve, indent=1, allow_nan=False) + "\n")
         if find_spec("matplotlib"):
             from heads.plots import draw_learning_curve
@@ -75,6 +82,8 @@ def write_curve(folder: Path, curve: dict[str, Any], law: PowerLaw | None) -> No
                 law=law,
                 path=temporary / "curve.png",
             )
+
+    return publish_folder(folder, write, numbered=numbered)
 
 
 def draw_choice(fitted: HeadRun, folder: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from featcache.command_line import Console
+from featcache.errors import CacheError
 from heads.asked_command import asked_dataset, recipes_of, source_of, workers_of
 
 
@@ -19,17 +20,27 @@ def rank(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     (recipe,) = recipes_of(arguments, default="ridge")
     workers = workers_of(arguments)
     there = [Cache.open(path) for path in arguments.cache]
-    there = there or [cache for cache in find_caches(arguments.cache_dir) if not cache.is_byproduct]
+    refusals: list[CacheError] = []
+    if not there:
+        found = find_caches(arguments.cache_dir, on_refusal=refusals.append)
+        there = [cache for cache in found if not cache.is_byproduct]
     caches = [
         cache
         for cache in of_one_set(there, asked_dataset(arguments.dataset))
         if all(getattr(arguments, key) in (None, cache.encoder[key]) for key in ("backbone", "precision"))
     ]
+    for error in refusals:
+        console.note(f"PASSED OVER {error}")
     pieces = [
         RankPiece(source=source_of(arguments, cache, pool=not cache.holds_vectors), recipe=recipe) for cache in caches
     ]
     entries, others = ranked(list(sweep(rank_entry, pieces, workers)))
     console.table(*ranking_table(caches[0].dataset, recipe.clf, entries))
+    if entries[0]["val_is_of_best_epoch"]:
+        console.note(
+            f"  WARNING: validation accuracies of {recipe.clf} are those of the best epoch on the rows that chose it, "
+            "too high for some caches more than for others: rank by another --clf, such as ridge"
+        )
     for entry in others:
         console.note(f"{entry['cache']}: left out, its rows are not those of {entries[0]['cache']}")
     console.note(f"bin/fit-head --cache {arguments.cache_dir / entries[0]['cache']} fits on the first")

@@ -45,6 +45,7 @@ def rank_entry(piece: RankPiece) -> dict[str, Any]:
         "pooled": piece.source.pool_maps,
         "params": fitted.selection.params,
         "val_accuracy": val.accuracy,
+        "val_is_of_best_epoch": fitted.selection.val_is_of_best_epoch,
         "test_accuracy": test.accuracy,
         "test_accuracy_ci95": list(test.accuracy_ci95),
         "fit_s": round(fitted.selection.fit_seconds, 3),

@@ -13,7 +13,7 @@ import numpy as np
 from featcache import layout
 from featcache.cache import Cache
 from featcache.errors import UsageError, UserError, one_of
-from featcache.subset import Subset, carve
+from featcache.subset import Subset, carve, row_numbers
 from heads.cached_features import features_of
 from heads.exclusion import Exclusion
 from heads.features import Features
@@ -43,7 +43,8 @@ class SplitRows:
         return len(self.labels)
 
     def take(self, rows: Labels) -> SplitRows:
-        """Some rows, int64 (n,), in the order asked for; nothing is read."""
+        """Some rows, int64 (n,), in the order asked for, or booleans (N,); nothing is read."""
+        rows = row_numbers(rows, len(self), of="the split")
         return SplitRows(self.features.take(rows), self.labels[rows], tuple(self.ids[row] for row in rows.tolist()))
 
 

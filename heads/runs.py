@@ -7,11 +7,10 @@ import json
 import os
 import platform
 import re
-import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.canary import Canary
-from featcache.disk import explained, sync_folder
+from featcache.disk import free_path, publish_folder
 from featcache.errors import UsageError, UserError
 from featcache.files import one_line
 from heads.plain_data import read_arrays, read_object
@@ -81,10 +80,7 @@ def plain_name(text: str) -> str:
 
 def new_run_name(runs_dir: Path, stem: str, *, taken: Collection[str] = ()) -> str:
     """``stem-1``, or with the first number that is free: no folder has that name, and it is not ``taken``."""
-    stem, number = plain_name(stem), 1
-    while (runs_dir / f"{stem}-{number}").exists() or f"{stem}-{number}" in taken:
-        number += 1
-    return f"{stem}-{number}"
+    return free_path(runs_dir, plain_name(stem), taken=taken).name
 
 
 def check_run_name(runs_dir: Path, name: str) -> None:
@@ -96,7 +92,7 @@ def check_run_name(runs_dir: Path, name: str) -> None:
     """
     if not _NAME.fullmatch(name) or name.startswith("."):
         raise UsageError(f"--name {name!r}: expected letters, digits, and . _ + - between them")
-    if (runs_dir / name).exists():
+    if os.path.lexists(runs_dir / name):
         raise UserError(f"{runs_dir / name}: there is a run of that name; choose another --name, or remove it")
 
 
@@ -109,8 +105,9 @@ def write_run(
     head_meta: Mapping[str, Any],
     canaries: Sequence[Canary] = (),
     draw: Callable[[Path], object] | None = None,
-) -> None:
-    """Write a run's folder under another name and rename it.
+    numbered: bool = False,
+) -> Path:
+    """Write a run's folder whole or not at all.
 
     Args:
         folder: where the run goes; its parents are made.
@@ -119,11 +116,16 @@ def write_run(
         head, head_meta: for ``head.npz``.
         canaries: what each encoder made of the shipped pictures, for ``canary.npz``.
         draw: draws pictures into the folder that it is given.
+        numbered: whether the folder's name ends in a number that may become another one.
+
+    Returns:
+        The run's folder; another than ``folder`` if that was taken, see `featcache.disk.publish_folder`.
 
     Raises:
         UserError: the folder can't be written.
     """
-    with published(folder) as temporary:
+
+    def write(temporary: Path) -> None:
         (temporary / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         np.savez(temporary / "predictions.npz", allow_pickle=False, **predictions)
         save_head(temporary / "head.npz", head, dict(head_meta))
@@ -132,23 +134,7 @@ def write_run(
         if draw:
             draw(temporary)
 
-
-@contextmanager
-def published(folder: Path) -> Iterator[Path]:
-    """A folder under another name to write to, renamed to ``folder`` once all is written, and removed if it is not.
-
-    Raises:
-        UserError: it can't be written.
-    """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    with explained(folder.parent):
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            temporary.rename(folder)
-            sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    return publish_folder(folder, write, numbered=numbered)
 
 
 def read_run(folder: str | Path) -> Run:

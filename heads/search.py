@@ -151,7 +151,13 @@ class Search:
                 self.vet(trial.fitted[0].head)
             candidate.converged = all(fitted.converged for fitted in trial.fitted)
             probabilistic = _is_probabilistic(self.classifier, trial)
-            judged = judge(trial.scores, self.labels, probabilistic=probabilistic, balanced=self.balanced)
+            judged = judge(
+                trial.scores,
+                self.labels,
+                probabilistic=probabilistic,
+                balanced=self.balanced,
+                cautious="temperature" in trial.params,
+            )
             candidate.judgement, candidate.seconds = judged, time.perf_counter() - clock
             if self.report:
                 self.report(candidate.to_json())

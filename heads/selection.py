@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UserError
+from heads.calibrating import Calibration, calibrate
 from heads.classifiers import CLASSIFIERS
-from heads.evidence.calibration import fit_temperature
 from heads.fitting import Fitted, Params
 from heads.folds import Validation
 from heads.predictors import ABSENT, Head, Scores
@@ -29,8 +29,8 @@ class Selection:
             refitted and nothing calibrated; else None, for each row was scored by another.
         val_rows: the rows that were scored without having been fitted on, int64 ascending, and ``val_scores``, float
             (n, n_classes), theirs.
-        temperature: what the scores were divided by where the head was calibrated, else None; ``uncalibrated`` are then
-            the head and the val_scores before.
+        calibration: the temperature that the scores were divided by if the head was calibrated, else None;
+            ``uncalibrated`` are then the head and the val_scores before.
         params: chosen.
         candidates: dicts of params, tried, val_accuracy, val_balanced_accuracy, val_log_loss (None where there are no
             probabilities), val_error (the standard error of what it was chosen by), converged, seconds, and extended,
@@ -46,7 +46,7 @@ class Selection:
     val_head: Head | None
     val_rows: Labels
     val_scores: Scores
-    temperature: float | None
+    calibration: Calibration | None
     uncalibrated: tuple[Head, Scores] | None
     params: Params
     candidates: list[dict[str, Any]]
@@ -58,6 +58,16 @@ class Selection:
     history: list[dict[str, Any]]
     fit_seconds: float
     epoch_seconds: float | None
+
+    @property
+    def temperature(self) -> float | None:
+        """What the scores were divided by, None where the head was not calibrated."""
+        return None if self.calibration is None else self.calibration.temperature
+
+    @property
+    def val_is_of_best_epoch(self) -> bool:
+        """Whether the validation scores are those of the epoch that did best on these very rows, and so too high."""
+        return "epochs" in self.params
 
 
 def select(recipe: Recipe, validation: Validation, *, report: Report | None = None) -> Selection:
@@ -87,15 +97,20 @@ def select(recipe: Recipe, validation: Validation, *, report: Report | None = No
     task = validation.whole() if recipe.refit else folds.task(folds.train[0])
     notes = [*validation.notes, *([note] if (note := classifier.note(chosen.params, task)) else [])]
     notes += _unconverged(chosen.fitted, final if recipe.refit else None)
+    if "epochs" in chosen.params:
+        notes.append("the validation accuracy is that of the best epoch on the rows that chose it, and so too high")
     edges = search.edges(best)
     notes += [_edge_note(best, edge, values, chosen is best) for edge, values in edges.items()]
 
-    head, temperature, uncalibrated = final.head, None, None
+    head, calibration, temperature, uncalibrated = final.head, None, None, None
     val_rows = np.concatenate(validation.scored)
     order = np.argsort(val_rows)
-    val_scores = np.concatenate(search.scores(chosen))[order]
+    scored = np.concatenate(search.scores(chosen))
+    val_scores = scored[order]
     if recipe.calibrate:
-        temperature = fit_temperature(val_scores, folds.y[val_rows[order]])
+        calibration = calibrate(recipe.clf, chosen.params, validation, scored, probabilistic=head.probabilistic)
+        temperature = calibration.temperature
+        notes += calibration.notes
         head, uncalibrated = head.scaled(temperature), (head, val_scores)
         val_scores = (
             _divided(val_scores, temperature)
@@ -112,7 +127,7 @@ def select(recipe: Recipe, validation: Validation, *, report: Report | None = No
         val_head=val_head,
         val_rows=val_rows[order],
         val_scores=val_scores,
-        temperature=temperature,
+        calibration=calibration,
         uncalibrated=uncalibrated,
         params=chosen.params,
         candidates=[candidate.to_json() for candidate in search.candidates],
@@ -218,7 +233,9 @@ def _how(recipe: Recipe, validation: Validation, candidates: list[Candidate]) ->
             f"the most strongly regularised of {tried}{left} whose {score} on {validation} is within one standard "
             f"error ({error}) of the highest; {final}"
         )
+    by = "log-loss where there are probabilities"
+    if "temperature" in candidates[0].params:
+        by = "log-loss with one more row that is wrong"
     return (
-        f"highest {score} of {tried}{left} on {validation}, ties by log-loss where there are probabilities, then by "
-        f"the stronger regularisation; {final}"
+        f"highest {score} of {tried}{left} on {validation}, ties by {by}, then by the stronger regularisation; {final}"
     )

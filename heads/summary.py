@@ -17,7 +17,7 @@ def spread_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def seeds_summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By method seeds; test_accuracy and val_accuracy as `spread_of` them; accuracy_ci95.
+    """By method seeds; test_accuracy and val_accuracy as `spread_of` them; val_is_of_best_epoch; accuracy_ci95.
 
     The spread is over seeds: splits of train and validation, folds and initialisations. accuracy_ci95 is Wilson's
     interval of the mean over test images, which more seeds do not make shorter.
@@ -31,6 +31,7 @@ def seeds_summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "seeds": [record["seed"] for record in own],
             "test_accuracy": test,
             "val_accuracy": spread_of([record["metrics"]["val"]["accuracy"] for record in own]),
+            "val_is_of_best_epoch": any(record["selection"]["val_is_of_best_epoch"] for record in own),
             "accuracy_ci95": list(wilson(round(test["mean"] * n_test), n_test)),
         }
     return told

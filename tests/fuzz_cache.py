@@ -109,9 +109,9 @@ def parsed_in_a_fork(path: Path) -> Structure:
         try:
             told = to_json(read_structure(path))
         except CacheError as error:
-            told = json.dumps({"error": str(error)})
+            told = acceptance.error_json(error)
         except acceptance.REFUSALS as error:
-            told = json.dumps({"error": str(acceptance.refused(path, error))})
+            told = acceptance.error_json(acceptance.refused(path, error))
         with os.fdopen(sending, "w") as pipe:
             pipe.write(told)
         os._exit(0)
@@ -128,7 +128,7 @@ def parsed_in_a_fork(path: Path) -> Structure:
         raise CacheError(f"{path}: parsing it ended a child process")
     told = json.loads(text)
     if "error" in told:
-        raise CacheError(told["error"])
+        raise CacheError(told["error"], path=path, kind=told["kind"])
     return from_json(text)
 
 

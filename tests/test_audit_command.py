@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from conftest import QUICK
 from PIL import Image
 from planting import found_in, plant
 from sklearn.datasets import load_digits
+
+from heads.audit import findings
+from heads.audit.findings import write_findings
 
 Run = Callable[..., tuple[int, str, str]]
 HOSTILE = '1 <script>alert("x")</script> & \u202e'
@@ -98,7 +102,9 @@ def check_page(text: str) -> None:
     assert links == {f"#{attrs['id']}" for tag, attrs in page.tags if tag == "h2"}
 
 
-def test_without_images_features_alone_decide(digits_folder: Path, tmp_path: Path, run: Run) -> None:
+def test_without_images_features_alone_decide(
+    digits_folder: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "planted"
     truth = plant(digits_folder, root, test="test", wrong=0, exact=3, resaved=0)
     assert run("embed", "--dataset", root, *QUICK[:-2])[0] == 0
@@ -112,6 +118,18 @@ def test_without_images_features_alone_decide(digits_folder: Path, tmp_path: Pat
     status, _, told = run("audit", "--name", "blind")
     assert (status, told.count("\n")) == (1, 1)
     assert "there is a run of that name" in told
+
+    def meanwhile(path: Path, *given: Any) -> None:
+        (tmp_path / "audits" / "late").mkdir()
+        (tmp_path / "audits" / "late" / "audit.json").touch()
+        write_findings(path, *given)
+
+    monkeypatch.setattr(findings, "write_findings", meanwhile)
+    status, out, told = run("audit", "--json", "--name", "late")
+    assert status == 0, told
+    assert json.loads(out)["folder"] == "audits/late-1"
+    assert "WARNING: another process has made audits/late meanwhile; this one's work is kept as audits/late-1" in told
+    assert found_in(tmp_path / "audits" / "late-1" / "findings.csv")[1] == truth.exact
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ BAD = {
     "missing folder": (["embed", "--dataset", "./gone"], 1, "gone: no such folder"),
     "empty folder": (["embed", "--dataset", "./empty"], 1, "empty: no images found"),
     "one class": (["embed", "--dataset", "./one"], 1, "one class only"),
+    "no train": (["embed", "--dataset", "./no_train"], 1, "val are named like splits, but none is one to train on"),
     "unknown backbone": (["embed", "--backbone", "resnet19"], 2, "unknown backbone 'resnet19': did you mean resnet"),
     "unknown stage": (["embed", *QUICK, "--cut", "layer5"], 2, "unknown stage 'layer5': expected one of stem, layer1"),
     "unknown data set": (["embed", "--dataset", "cifar11"], 2, "'cifar11': did you mean cifar10"),
@@ -68,6 +69,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (tmp_path / "file").write_text("no cache")
     (tmp_path / "one" / "only").mkdir(parents=True)
     (tmp_path / "one" / "only" / "x.png").write_bytes(b"")
+    two_classes(tmp_path / "no_train")
+    (tmp_path / "no_train" / "train").rename(tmp_path / "no_train" / "val")
     if "./r34.pth" in arguments:
         torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
     before = sorted(tmp_path.rglob("*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import BACKBONE
+from making import golden
 
 from featcache import layout
 from featcache.augmentation import Augmentation
@@ -20,6 +22,7 @@ from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache, find_caches
 from featcache.embedding import Embedding
 from featcache.errors import CacheError
+from featcache.locks import is_open_for_writing
 from featcache.preprocessing import Preprocessing
 
 
@@ -104,6 +107,39 @@ def test_other_files_are_refused(cache: Cache, tmp_path: Path) -> None:
         Cache.open(other)
 
 
+def test_an_error_says_of_what_kind_it_is(tmp_path: Path) -> None:
+    path = golden(tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(CacheError, match="241,759 of 241,760 bytes") as caught:
+        Cache.open(path)
+    error = pickle.loads(pickle.dumps(caught.value))  # as it comes from another process
+    assert (error.path, error.kind, str(error)) == (path, "corrupt", f"{path}: {error.reason}")
+    assert error.is_damage
+    path.unlink()
+    with pytest.raises(CacheError, match="no such cache") as caught:
+        Cache.open(path)
+    assert (caught.value.kind, caught.value.is_damage, caught.value.may_be_sound) == ("absent", False, False)
+    path.mkdir()
+    with pytest.raises(CacheError, match="no regular file") as caught:
+        Cache.open(path)
+    assert caught.value.kind == "foreign"
+
+
+def test_a_cache_that_another_process_writes_to_is_in_use(tmp_path: Path) -> None:
+    path = golden(tmp_path)
+    Cache.open(path)
+    assert not is_open_for_writing(path)
+    for locking in (True, False):
+        with h5py.File(path, "r+", locking=locking):
+            with pytest.raises(CacheError, match="open for writing in another process; close it there") as caught:
+                Cache.open(path)
+            assert (caught.value.kind, caught.value.path) == ("in use", path)
+            assert is_open_for_writing(path) or not locking
+    assert Cache.open(path).class_names == ("a", "ß")
+    assert not is_open_for_writing(path)
+
+
 def test_another_encoder_is_refused_by_the_fields_that_differ(cache: Cache) -> None:
     cache.require(dataset="pictures", backbone=BACKBONE, precision=None)
     with pytest.raises(CacheError, match="backbone is timm/test_resnet, not resnet50; precision is fp32, not bf16"):
@@ -114,7 +150,10 @@ def test_caches_are_found_newest_first(folder: Path, embed: Callable[..., Embedd
     older, newer = (embed(folder, storage=storage).run().cache for storage in ("float32", "float16"))
     (older.path.parent / "junk.h5").write_bytes(b"junk")
     older.path.touch()  # the recorded time counts, not the file system's
-    assert [cache.path for cache in find_caches(older.path.parent)] == [newer.path, older.path]
+    refusals: list[CacheError] = []
+    found = find_caches(older.path.parent, on_refusal=refusals.append)
+    assert [cache.path for cache in found] == [newer.path, older.path]
+    assert [error.path.name for error in refusals if error.path] == ["junk.h5"]
     assert find_caches(Path("nowhere")) == []
 
 

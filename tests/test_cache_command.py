@@ -52,6 +52,7 @@ def test_ls_lists_whatever_is_there_newest_first(embed: Embed, folder: Path, run
     status, out, err = run("cache", "ls", "--json")
     told = json.loads(out)["caches"]
     assert [each["state"] for each in told] == ["sealed", "sealed", "partial", "unreadable"]
+    assert [each["kind"] for each in told] == ["", "", "", "corrupt"]
     assert (told[2]["rows_done"], told[2]["rows"]) == (512, 712)
     assert newer.path.name in err
     with building(embed(noise(700)).path):

@@ -9,7 +9,7 @@ from sklearn.calibration import calibration_curve
 
 from featcache.errors import UserError
 from heads.evidence import calibration
-from heads.evidence.calibration import fit_temperature, reliability
+from heads.evidence.calibration import doubt, fit_temperature, reliability
 from heads.evidence.metrics import log_loss
 from heads.predictors import ABSENT
 
@@ -53,16 +53,48 @@ def test_the_temperature_that_labels_were_drawn_with_is_found(temperature: float
 
 def test_no_temperature_of_a_grid_is_better() -> None:
     scores, y = labelled(200, 5, temperature=3.0)
-    best = log_loss(scores / fit_temperature(scores, y), y)
+    best = log_loss(scores / fit_temperature(scores, y, probabilistic=True), y)
     assert best < log_loss(scores, y)
     assert all(best <= log_loss(scores / t, y) + 1e-9 for t in np.geomspace(0.01, 100, 200))
 
 
-def test_temperatures_are_bounded() -> None:
+@pytest.mark.parametrize("n", [4, 60, 10_000])
+def test_rows_that_are_all_right_support_the_probability_of_laplaces_rule(n: int) -> None:
+    y = np.arange(n) % 2
+    scores = np.eye(2)[y] * 5.0
+    p = special.softmax(scores / fit_temperature(scores, y), axis=1)
+    np.testing.assert_allclose(p[np.arange(n), y], (n + 1) / (n + 2), rtol=1e-4)
+
+
+def test_probabilities_are_made_surer_as_far_as_rows_support_it_and_not_less_sure_for_want_of_rows() -> None:
+    y = np.arange(6) % 3
+    hesitant, certain = np.eye(3)[y], np.eye(3)[y] * 50.0
+    assert fit_temperature(hesitant, y, probabilistic=True) == fit_temperature(hesitant, y) < 1
+    assert fit_temperature(certain, y, probabilistic=True) == 1 < fit_temperature(certain, y)
+    once_wrong = np.r_[2, y[1:]]
+    assert fit_temperature(certain, once_wrong, probabilistic=True) > 1
+
+
+def test_all_wrong_is_no_surer_than_need_be() -> None:
     scores = np.eye(3)[[0, 1, 2, 0]] * 5.0
-    spread = scores.std()
-    assert 0.01 <= fit_temperature(scores, np.array([0, 1, 2, 0])) / spread < 1  # all right: the surer the better
-    assert 99 < fit_temperature(scores, np.array([1, 2, 0, 2])) / spread <= 100  # all wrong: no surer than need be
+    assert 99 < fit_temperature(scores, np.array([1, 2, 0, 2])) / scores.std() <= 100
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("probabilistic", [True, False])
+def test_many_rows_speak_for_themselves(temperature: float, probabilistic: bool) -> None:
+    scores, y = labelled(5000, 4, temperature=temperature)
+    found = fit_temperature(scores, y, probabilistic=probabilistic)
+    grid = found * np.geomspace(0.98, 1.02, 21)
+    best = grid[np.argmin([log_loss(scores / t, y) for t in grid])]
+    assert found == pytest.approx(best, rel=1e-2)
+    assert log_loss(scores / found, y) == pytest.approx(log_loss(scores / best, y), abs=1e-5)
+
+
+def test_one_more_row_that_is_wrong_by_hand() -> None:
+    scores = np.array([[5.0, 2.0, 1.0], [0.0, 4.0, 6.0], [3.0, ABSENT, ABSENT]])
+    assert doubt(scores, np.array([0, 1, 0])) == pytest.approx((3.0 - 2.0 + 0.0) / 3 / 5)
+    assert doubt(scores, np.array([2, 1, 0])) == 0  # wrong on the whole: it would make the head surer
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e6])

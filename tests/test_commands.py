@@ -16,6 +16,7 @@ import pytest
 from conftest import BLOCKS, QUICK, two_classes
 from forking import HEED, Forked, embed_slowly, fork_command
 from making import wait_for_rows
+from PIL import Image
 
 from featcache.cache import Cache
 from heads.saved import load_head
@@ -28,6 +29,7 @@ def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
     status, out, _ = run("embed", *QUICK)
     assert status == 0
     assert "data set digits: 10 classes; images: 60 train, 359 test" in out
+    assert "  classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in out
     assert "359 of its 1,797 images were carved off as test" in out
     assert "96 features in float16" in out
     (path,) = (tmp_path / "features").glob("*.h5")
@@ -43,6 +45,31 @@ def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
     run_folder = tmp_path / "runs" / "digits-timm_test_resnet-logreg-1"
     files = {"run.json", "predictions.npz", "head.npz", "canary.npz"}
     assert {entry.name for entry in run_folder.glob("*.[jn]*")} == files
+
+
+def test_embedding_tells_classes_splits_and_images_of_several_classes_each_time(run: Run, tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "p")
+    for split in ("train", "test"):
+        (root / split).rename(root / f"seg_{split}")
+    for i in range(2):  # one image in both classes; the same one twice in one class
+        (root / "seg_train" / "a" / f"link{i}.png").symlink_to(root / "seg_test" / "b" / "0.png")
+    for end in ("images/s", "nothing to do"):
+        status, out, _ = run("embed", *QUICK[:-2], "--dataset", root)
+        assert status == 0
+        assert "  classes: a, b\n  splits: seg_train -> train, seg_test -> test\n" in out
+        assert end in out
+        assert "WARNING: 1 image is in several classes, as links or copies; bin/audit names them" in out
+
+
+def test_of_many_classes_the_first_are_named(run: Run, tmp_path: Path) -> None:
+    for i in range(13):
+        (tmp_path / "p" / f"c{i:02}").mkdir(parents=True)
+        for j in range(2):
+            Image.new("L", (4, 4), 9 * i + j).save(tmp_path / "p" / f"c{i:02}" / f"{j}.png")
+    out = run("embed", *QUICK[:-2], "--dataset", tmp_path / "p")[1]
+    assert "13 classes" in out
+    assert "  classes: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09 and 3 more\n" in out
+    assert "WARNING" not in out
 
 
 def test_json_is_all_there_is_on_stdout(run: Run, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import pytest
 from conftest import QUICK
 
 from featcache.cache import find_caches
+from finetune.comparison import running
 from finetune.comparison.keeping import FILE_NAME, read_comparison
 from finetune.comparison.results import Comparison
+from heads.publishing import Finished, HeadPiece, fit_and_publish
 from heads.runs import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,6 +148,21 @@ def test_shares_of_the_rows_and_a_budget(run: Run, tmp_path: Path) -> None:
     spent = compare(run, *flags, "--methods", "logreg,svm", "--budget", "0s")
     assert [row["n_failed"] for row in spent["table"]] == [0, 1, 0, 1]
     assert spent["table"][1]["notes"] == ["left out: the budget of 0 minutes was spent"]
+
+
+def test_a_cell_that_another_process_finishes_first(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(piece: HeadPiece, *given: Any) -> Finished:
+        fit_and_publish(piece)
+        return fit_and_publish(piece, *given)
+
+    monkeypatch.setattr(running, "fit_and_publish", twice)
+    status, out, err = run("compare", *SMALL, "--methods", "ridge,centroid", "--seeds", "1", "--no-report")
+    assert status == 0, err
+    runs = runs_in(tmp_path / "runs")
+    cells = {cell.run.name for cell in kept(tmp_path).cells if cell.run is not None}
+    assert len(cells) == 2
+    assert runs == cells | {f"{name}-1" for name in cells}
+    assert all(f"/{name} meanwhile; this one's work is kept as " in out for name in cells)
 
 
 def test_wrong_usage_is_one_line(run: Run, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from finetune.comparison.comparison_tables import differences_table, notes_of, r
 from finetune.comparison.differences import differences_of
 from finetune.comparison.groups import Group
 from finetune.comparison.keeping import FILE_NAME, comparison_of, keep, read_comparison
+from finetune.comparison.page.points import at_fraction, points_of
+from finetune.comparison.page.sections import facts_of
+from finetune.comparison.page.tables import results_table as page_table
 from finetune.comparison.results import Comparison
 from finetune.comparison.table import table_rows
 from finetune.comparison.verdict import verdict_of
@@ -77,7 +80,19 @@ def test_differences_are_against_the_best_head_by_validation(groups: list[Group]
     assert found["knn"].holm_p == found["knn"].p
     adjusted = holm([found["full"].p, found["head"].p])
     assert [found["full"].holm_p, found["head"].holm_p] == adjusted
-    assert not found["head"].tie
+    assert found["head"].significant
+
+
+def test_a_head_of_its_best_epoch_is_no_reference(tmp_path: Path, groups: list[Group]) -> None:
+    lucky = a_group("linear", drawn(0.65, 2), val=0.99, kind="head", params={"epochs": 3})
+    more = [lucky, *groups]
+    assert {each.against for each in differences_of(more)} == {"logreg"}
+    assert verdict_of(more, differences_of(more)).best_head == "logreg"
+    assert table_rows(more, cache_dir=tmp_path)[0].notes == (
+        "validation accuracy is its best epoch's: the reference only without other heads",
+    )
+    alone = [lucky, groups[2]]
+    assert {each.against for each in differences_of(alone)} == {"linear"}
 
 
 def test_rows_that_do_not_compare_are_marked(tmp_path: Path) -> None:
@@ -97,10 +112,59 @@ def test_rows_that_do_not_compare_are_marked(tmp_path: Path) -> None:
         "svm": ("other test rows: in no difference",),
         "full": ("augmented: flip",),
         "scratch": ("other preprocessing (64 px)",),
-        "head": ("refitted on validation rows, too",),
-        "lp-ft": ("other training or validation rows",),
+        "head": ("refitted on validation rows, too: in no difference",),
+        "lp-ft": ("other training or validation rows: in no difference",),
     }
-    assert "svm" not in {each.method for each in differences_of(groups)}
+    assert {each.method for each in differences_of(groups)} == {"knn", "full", "scratch"}
+
+
+def test_methods_that_are_not_compared_are_named(tmp_path: Path) -> None:
+    """In the notes, and in no fact, no mark and no picture that shows what is compared."""
+    both = drawn(0.7, 2)
+    groups = [
+        a_group("logreg", both),
+        a_group("knn", drawn(0.6, 1)),
+        a_group("full", both, n_train=50, fraction=0.1),
+        a_group("scratch", both, n_train=250, fraction=0.5, failures=["too large"]),
+        a_group("scratch", drawn(0.3, 0), kind="finetune", failures=["too large"]),
+    ]
+    made = comparison(tmp_path, groups)
+    assert list(notes_of(made)) == [
+        "knn, 500 rows: compared over seed 0 alone",
+        "full, 50 rows: trained on 50 rows (10 %), not on 500 rows (100 %): in no difference",
+        "scratch, 250 rows: seed 2: too large; trained on 250 rows (50 %), not on 500 rows (100 %): in no difference",
+        "scratch, 100 % rows: too large",
+    ]
+    assert made.compared_fraction == 1.0
+    assert [each.method for each in made.differences] == ["knn"]
+    assert [fact.name for fact in facts_of(made)] == ["Best cached head"]
+    assert [line.cells[0].told for line in page_table(made).rows if line.chosen] == ["logreg"]
+    assert {each.method for each in at_fraction(points_of(made), made.compared_fraction)} == {"logreg", "knn"}
+
+
+def test_the_page_shows_the_share_that_the_verdict_is_of(tmp_path: Path) -> None:
+    """Heads ran on all rows too, fine-tuning on a tenth alone: its fact and its mark are those of the tenth."""
+    tenth = {"n_train": 50, "fraction": 0.1}
+    groups = [
+        a_group("logreg", drawn(0.8)),
+        a_group("logreg", drawn(0.7), **tenth),
+        a_group("full", drawn(0.6), **tenth),
+    ]
+    made = comparison(tmp_path, groups)
+    assert made.compared_fraction == 0.1
+    assert made.verdict.best_tuned == "full"
+    facts = {fact.name: fact for fact in facts_of(made)}
+    assert facts["Best cached head"].number == f"{drawn(0.7).mean():.3f}"
+    assert facts["Best fine-tuning"].number == f"{drawn(0.6).mean():.3f}"
+    assert [line.chosen for line in page_table(made).rows] == [False, True, True]
+
+
+def test_an_undecided_gain_is_no_number_of_points_a_minute(tmp_path: Path) -> None:
+    made = comparison(tmp_path, [a_group("logreg", drawn(0.7)), a_group("full", drawn(0.72))])
+    assert made.verdict.outcome == "undecided"
+    facts = {fact.name: fact.detail for fact in facts_of(made)}
+    assert facts["Gain of fine-tuning"].endswith(", undecided")
+    assert facts["Extra time"] == "beyond the head, search included"
 
 
 def test_results_go_to_json_and_back(tmp_path: Path, groups: list[Group]) -> None:
@@ -117,7 +181,7 @@ def test_damaged_results_are_refused(tmp_path: Path, groups: list[Group]) -> Non
     with pytest.raises(UserError, match="no comparison"):
         read_comparison(tmp_path)
     told = comparison(tmp_path, groups).to_json()
-    for changed in ({"schema": 2}, {"cells": [{}]}, {"verdict": None}, {"more": 1}):
+    for changed in ({"schema": 1}, {"cells": [{}]}, {"verdict": None}, {"more": 1}):
         (tmp_path / FILE_NAME).write_text(json.dumps({**told, **changed}))
         with pytest.raises(UserError, match="schema"):
             read_comparison(tmp_path)
@@ -133,4 +197,4 @@ def test_tables_for_the_user(tmp_path: Path, groups: list[Group]) -> None:
     assert list(notes_of(made)) == ["full: seed 2: the loss is not finite", "scratch: too large"]
     told = differences_table(made)
     assert [line[0] for line in told.rows] == ["knn", "full"]
-    assert "tie" in {line[-1] for line in told.rows}
+    assert "no significant difference" in {line[-1] for line in told.rows}

@@ -1,15 +1,21 @@
-"""The verdict's statistics on drawn sets: it claims no gain where there is none, and claims one where there is."""
+"""The verdict's statistics on drawn sets: it claims no gain where there is none, claims one where there is, and says
+that it is undecided where the numbers do not tell."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from compared import DrawnSet, a_group, verdict_on
 from scipy.stats import binomtest
 
+from finetune.comparison.differences import differences_of
 from finetune.comparison.groups import Group
 from finetune.comparison.overtaking import crossing
+from finetune.comparison.results import Verdict
 from finetune.comparison.verdict import rule_of_thumb
+from heads.evidence.paired import paired_difference
 
 N_SETS = 200
 TUNED = ("full", "partial:layer4", "scratch")
@@ -17,9 +23,9 @@ TUNED = ("full", "partial:layer4", "scratch")
 
 def drawn_sets(
     n_rows: int, n_seeds: int, *, gain: float, own: float, seed_sd: float = 0.0, n_sets: int = N_SETS
-) -> int:
-    """In how many of the drawn sets a gain is claimed; each has two heads and three tuned methods."""
-    claimed = 0
+) -> list[Verdict]:
+    """The verdicts on drawn sets; each has two heads and three tuned methods."""
+    verdicts = []
     for number in range(n_sets):
         rng = np.random.default_rng([number, n_rows, n_seeds])
         drawn = DrawnSet(rng, n_rows=n_rows, own=own, seed_sd=seed_sd)
@@ -28,8 +34,13 @@ def drawn_sets(
             hits = drawn.method(n_seeds=n_seeds, gain=gain if method in TUNED else 0.0)
             val = rng.binomial(60, 0.75, n_seeds) / 60  # of 60 validation rows, of equal worth
             groups.append(a_group(method, hits, val=val.tolist()))
-        claimed += bool(verdict_on(*groups).beyond_chance)
-    return claimed
+        verdicts.append(verdict_on(*groups))
+    return verdicts
+
+
+def n_claimed(verdicts: list[Verdict]) -> int:
+    """In how many a gain is claimed."""
+    return sum(bool(verdict.beyond_chance) for verdict in verdicts)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +49,109 @@ def drawn_sets(
 )
 def test_no_gain_is_claimed_where_there_is_none(n_rows: int, n_seeds: int, own: float, seed_sd: float) -> None:
     """In at most 5 % of 200 sets, as far as a binomial count can tell."""
-    claimed = drawn_sets(n_rows, n_seeds, gain=0.0, own=own, seed_sd=seed_sd)
+    claimed = n_claimed(drawn_sets(n_rows, n_seeds, gain=0.0, own=own, seed_sd=seed_sd))
     assert binomtest(claimed, N_SETS, 0.05, alternative="greater").pvalue > 0.05, claimed
 
 
 @pytest.mark.parametrize(("n_rows", "n_seeds", "gain"), [(300, 1, 0.6), (1000, 1, 0.3), (1000, 3, 0.25)])
 def test_a_real_gain_is_claimed(n_rows: int, n_seeds: int, gain: float) -> None:
-    assert drawn_sets(n_rows, n_seeds, gain=gain, own=0.3, n_sets=50) >= 40
+    assert n_claimed(drawn_sets(n_rows, n_seeds, gain=gain, own=0.3, n_sets=50)) >= 40
+
+
+@pytest.mark.parametrize(("n_rows", "n_seeds", "gain"), [(150, 1, 0.3), (150, 3, 0.3), (500, 1, 0.2)])
+def test_a_gain_that_is_not_seen_is_not_denied(n_rows: int, n_seeds: int, gain: float) -> None:
+    """Every tuned method is better by 4 or 6 points, more than so few rows always show."""
+    verdicts = drawn_sets(n_rows, n_seeds, gain=gain, own=0.3, n_sets=40)
+    assert n_claimed(verdicts) < 40
+    for verdict in verdicts:
+        assert verdict.gain_ci95 is not None
+        if not verdict.beyond_chance:
+            assert verdict.gain_ci95[1] > 0.01
+            assert verdict.outcome == "undecided"
+            assert verdict.follows_rule is not True
+        assert "holds here" not in verdict.sentences[2]
+
+
+def test_no_gain_is_told_where_the_interval_excludes_one() -> None:
+    """The same shares gained and lost: on 10,000 rows that excludes a gain of one point, on 1,000 it does not."""
+    outcomes = {}
+    for n_rows in (1000, 10_000):
+        head, tuned = two(0.02, 0.02, n_rows=n_rows)
+        verdict = verdict_on(a_group("logreg", head), a_group("full", tuned))
+        outcomes[n_rows] = verdict.outcome, verdict.follows_rule
+        told = verdict.sentences[1]
+        assert told.startswith("Undecided whether" if n_rows == 1000 else "Fine-tuning does not gain one point: full")
+    assert outcomes == {1000: ("undecided", None), 10_000: ("no gain", True)}
+
+
+def test_how_many_test_rows_would_decide() -> None:
+    """As many as the verdict says, with the same shares gained and lost, narrow the interval to one point."""
+    head, tuned = two(0.05, 0.04, n_rows=400)
+    told = verdict_on(a_group("logreg", head), a_group("full", tuned)).sentences[1]
+    assert "the interval holds both 0 and a gain of one point; with about 14,000 test images" in told
+    low, high = paired_difference(*(each[0] for each in two(0.05, 0.04, n_rows=14_000))).ci95
+    assert high - low == pytest.approx(0.01, rel=0.02)
+    seeds = two(0.05, 0.04, n_rows=400, n_seeds=2)
+    several = verdict_on(a_group("logreg", seeds[0]), a_group("full", seeds[1])).sentences[1]
+    assert "the interval holds both 0 and a gain of one point." in several
+
+
+def test_methods_of_other_rows_are_in_no_verdict() -> None:
+    """A head on 500 rows and fine-tuning on 50: nothing is compared, and the verdict says why."""
+    head, worse = two(0.0, 0.04)
+    groups = [a_group("logreg", head), a_group("full", worse, n_train=50, fraction=0.1)]
+    assert differences_of(groups) == ()
+    verdict = verdict_on(*groups)
+    assert (verdict.best_head, verdict.best_tuned, verdict.gain, verdict.follows_rule) == ("logreg", None, None, None)
+    assert verdict.sentences[1:] == (
+        "Nothing was fine-tuned on the same rows, so there is no more to say.",
+        "Not compared: full (resnet18), trained on 50 rows (10 %), not on 500 rows (100 %).",
+    )
+
+
+def test_the_largest_share_of_the_rows_that_both_kinds_have_is_compared() -> None:
+    head, tuned = two(0.08, 0.02)
+    half = {"n_train": 250, "fraction": 0.5}
+    both = [a_group("logreg", head), a_group("logreg", head, **half), a_group("full", tuned, **half)]
+    verdict = verdict_on(*both)
+    assert (verdict.best_tuned, verdict.outcome, len(verdict.sentences)) == ("full", "gain", 3)
+    assert verdict.sentences[0].startswith(
+        "With 250 training rows (50 %), the most that heads and fine-tuning both have, the best cheap choice is logreg"
+    )
+    verdict = verdict_on(*both, a_group("scratch", tuned))
+    assert verdict.best_tuned == "scratch"
+    assert verdict.sentences[3] == (
+        "Not compared: full (resnet18), trained on 250 rows (50 %), not on 500 rows (100 %)."
+    )
+
+
+@pytest.mark.parametrize("tuned_first", [False, True])
+def test_rows_that_both_kinds_have_go_before_those_that_most_have(tuned_first: bool) -> None:
+    head, tuned = two(0.08, 0.02)
+    groups = [
+        a_group("knn", head, n_train=400),
+        a_group("svm", head, n_train=400),
+        a_group("ridge", head, n_train=400, kind="head"),
+        a_group("logreg", head),
+        a_group("full", tuned),
+    ]
+    verdict = verdict_on(*reversed(groups) if tuned_first else groups)
+    assert (verdict.best_head, verdict.best_tuned, verdict.outcome) == ("logreg", "full", "gain")
+    assert verdict.sentences[3].count("other training or validation rows") == 3
+    apart = [a_group("logreg", head, n_train=400), a_group("full", tuned)]
+    verdict = verdict_on(*reversed(apart) if tuned_first else apart)
+    assert (verdict.best_head, verdict.best_tuned) == ("logreg", None)
+
+
+def test_methods_without_a_common_seed_are_in_no_verdict() -> None:
+    head, tuned = two(0.08, 0.02, n_seeds=2)
+    first, second = a_group("full", tuned[:1]), a_group("scratch", tuned, val=0.9)
+    second = replace(second, runs={1: second.runs[1]})
+    verdict = verdict_on(a_group("logreg", head[:1]), first, second)
+    assert (verdict.best_tuned, verdict.outcome) == ("full", "gain")
+    assert verdict.sentences[3] == "Not compared: scratch (resnet18), no seed in common with logreg (resnet18)."
+    verdict = verdict_on(a_group("logreg", head), first)
+    assert "over the 1 seed that both have" in verdict.sentences[1]
 
 
 def two(right: float, wrong: float, *, n_rows: int = 1000, n_seeds: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +177,7 @@ def test_the_numbers_of_a_verdict() -> None:
     assert (verdict.best_head, verdict.best_tuned) == ("logreg", "full")
     assert verdict.gain == pytest.approx(0.06)
     assert verdict.beyond_chance
+    assert verdict.outcome == "gain"
     assert verdict.extra_minutes == pytest.approx(2.0)
     assert verdict.points_per_minute == pytest.approx(3.0)
     assert verdict.rule_of_thumb == "features"
@@ -91,6 +199,7 @@ def test_test_rows_choose_nothing() -> None:
     )
     assert verdict.best_tuned == "full"
     assert not verdict.beyond_chance
+    assert verdict.outcome == "loss"
     assert "loses" in verdict.sentences[1]
 
 
@@ -106,7 +215,7 @@ def test_without_heads_or_tuned_methods() -> None:
 def test_rules_of_thumb() -> None:
     assert [rule_of_thumb(n) for n in (999, 1000, 10_000, 10_001)] == ["features", "partial", "partial", "full"]
     head, tuned = two(0.08, 0.02)
-    same = two(0.02, 0.02)[1]
+    same, unclear = two(0.002, 0.002)[1], two(0.02, 0.02)[1]
 
     def verdict(n_train: int, **methods: np.ndarray) -> bool | None:
         groups = [a_group("logreg", head, n_train=n_train)]
@@ -115,6 +224,8 @@ def test_rules_of_thumb() -> None:
 
     assert verdict(500, full=same) is True
     assert verdict(500, full=tuned) is False
+    assert verdict(500, full=unclear, partial_layer4=same) is None
+    assert verdict(5000, full=same, partial_layer4=unclear) is None
     assert verdict(5000, full=tuned) is None
     assert verdict(5000, full=tuned, partial_layer4=same) is False
     assert verdict(5000, partial_layer4=tuned) is True
@@ -147,5 +258,20 @@ def test_where_fine_tuning_overtakes() -> None:
     never = verdict_on(*behind).overtakes
     assert never is not None
     assert never.rows is None
-    assert "up to 2,000 training rows" in never.told
+    assert never.told == "full does not overtake it at up to 2,000 training rows"
     assert verdict_on(*curves[:2]).overtakes is None
+
+
+def test_a_curve_that_ends_lower_by_chance_is_not_said_to_stay_so() -> None:
+    """One image of 100 that the head alone has right: in no redrawn set is fine-tuning ahead, which shows nothing."""
+    curves = []
+    for fraction, wrong in {0.5: 0.02, 1.0: 0.01}.items():
+        head, tuned = two(0.0, wrong, n_rows=100)
+        kept = {"fraction": fraction, "n_train": round(400 * fraction)}
+        curves += [a_group("logreg", head, **kept), a_group("full", tuned, **kept)]
+    verdict = verdict_on(*curves)
+    assert verdict.outcome == "undecided"
+    assert verdict.overtakes is not None
+    assert verdict.overtakes.told == (
+        "full is not seen to overtake it at up to 400 training rows, which leaves it undecided"
+    )

@@ -1,9 +1,10 @@
-"""Many readers and builders at once: nobody sees half a cache, and every process reads the same rows."""
+"""Many readers and builders at once: nobody sees half a cache, all read the same rows, and no finished run is lost."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from conftest import QUICK
 from making import numbered
+from test_ranks import start
 
 from featcache import locks
 from featcache.cache import Cache
@@ -27,7 +29,10 @@ from featcache.cached_split import CachedSplit
 from featcache.embedding import Embedding
 from featcache.errors import CacheError
 from featcache.locks import building
+from heads import publishing
+from heads.runs import read_run
 
+Run = Callable[..., tuple[int, str, str]]
 Embed = Callable[..., Embedding]
 
 
@@ -188,3 +193,43 @@ def test_without_locks_in_the_folder_builders_are_still_kept_apart(
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("flags", [("--report",), ("--fractions", "0.5,1")], ids=str)
+def test_a_name_that_another_process_takes_meanwhile(
+    run: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, str]
+) -> None:
+    few = ("--val-fraction", "0.2")
+
+    def end_first(name: str) -> None:
+        def find_spec(module: str) -> object:  # which is asked once the head or the curve is finished
+            (tmp_path / "runs" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "runs" / name / "other").touch()
+            return importlib.util.find_spec(module)
+
+        monkeypatch.setattr(publishing, "find_spec", find_spec)
+
+    number = f"{cache.dataset}-resnet18-ridge{'-curve' if '--fractions' in flags else ''}"
+    end_first(f"{number}-1")
+    status, out, err = run("fit-head", "--clf", "ridge", *few, *flags)
+    assert status == 0, err
+    assert f"runs/{number}-2" in out
+    assert "WARNING: another process" not in out
+    end_first("mine")
+    status, out, err = run("fit-head", "--clf", "ridge", "--name", "mine", *few, *flags)
+    assert status == 0, err
+    assert "WARNING: another process has made runs/mine meanwhile; this one's work is kept as runs/mine-1" in out
+    kept = {folder.name: {path.name for path in folder.iterdir()} for folder in (tmp_path / "runs").iterdir()}
+    assert kept.pop(f"{number}-1") == kept.pop("mine") == {"other"}
+    assert kept.keys() == {f"{number}-2", "mine-1"}
+    assert all({"run.json", "curve.json"} & files for files in kept.values())
+
+
+@pytest.mark.slow
+def test_three_commands_at_once_are_three_runs(run: Run, tmp_path: Path) -> None:
+    """The quick one is `test_a_name_that_another_process_takes_meanwhile`."""
+    run("embed", *QUICK)
+    command = (Path(__file__).parents[1] / "bin/fit-head", "--clf", "ridge")
+    started = [start(tmp_path, *command, "--seed", seed) for seed in range(3)]
+    assert [process.communicate()[1] for process in started] == [""] * 3
+    assert sorted(read_run(folder).record["seed"] for folder in (tmp_path / "runs").iterdir()) == [0, 1, 2]

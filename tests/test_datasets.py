@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,8 @@ def test_val_serves_as_test_where_there_is_no_test(make_folder: MakeFolder) -> N
     dataset = load_dataset(str(make_folder({"train": {"a": 3, "b": 3}, "valid": {"a": 2, "b": 2}})))
     assert set(dataset.splits) == {"train", "test"}
     assert dataset.splits["test"].ids[0] == "valid/a/000.jpg"
-    assert "its val split serves as test" in dataset.notes[0]
+    assert dataset.notes[0] == "splits: train -> train, valid -> val"
+    assert "its val split serves as test" in dataset.notes[1]
     assert dataset.selection == {"test": "val"}
 
 
@@ -71,10 +73,74 @@ def test_what_is_no_image_is_left_out_and_counted(make_folder: MakeFolder) -> No
     assert "images left out, being in no class folder: 1" in load_dataset(str(root)).notes
 
 
-def test_a_link_that_leads_back_does_not_hang(make_folder: MakeFolder) -> None:
+@pytest.fixture
+def linked(make_folder: MakeFolder) -> Path:
+    """A set to be linked up, and a folder of another photographer's beside it."""
+    root = make_folder({"train": {"a": 3, "b": 3}, "test": {"a": 1, "b": 1}})
+    make_folder({"": {"more": 2}}, name="elsewhere")
+    return root
+
+
+@pytest.mark.parametrize("target", ["train/a", "train/a/deep", "train/b", "train/b/deep", "train", "test/a", "", ".."])
+def test_a_link_that_leads_back_into_the_set_is_not_followed(linked: Path, target: str) -> None:
+    for name in "ab":
+        draw(linked / "train" / name / "deep" / "x.jpg", hue=0, seed=1)
+    before = load_dataset(str(linked))
+    link = linked / "train" / "a" / "again"
+    link.symlink_to(linked / target, target_is_directory=True)
+    dataset = load_dataset(str(linked))
+    assert {name: split.ids for name, split in dataset.splits.items()} == {
+        name: split.ids for name, split in before.splits.items()
+    }
+    assert dataset.notes == (f"links not followed, as they lead back to these folders: 1 ({link})",)
+
+
+def test_links_that_lead_elsewhere_are_followed_once(linked: Path) -> None:
+    elsewhere = linked.parent / "elsewhere"
+    (linked / "train" / "a" / "more").symlink_to(elsewhere / "more")
+    (linked / "train" / "a" / "twice").symlink_to(elsewhere)
+    (elsewhere / "more" / "up").symlink_to(elsewhere)
+    (linked / "train" / "c").symlink_to(elsewhere.parent / "third")  # a class folder that is a link itself
+    draw(elsewhere.parent / "third" / "y.jpg", hue=2, seed=1)
+    dataset = load_dataset(str(linked))
+    assert dataset.class_names == ("a", "b", "c")
+    contents = dataset.splits["train"].images.digests()
+    assert len(np.unique(contents, axis=0)) == len(contents) == 3 + 2 + 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [
+        ({"train/c": "train/b"}, "train/b is the same folder as .*train/c, by a link: images would count twice"),
+        ({"val": "test"}, "test/a is the same folder as .*val/a|val/a is the same folder as .*test/a"),
+        ({"train/c": "train/b/deep"}, "train/c lies in .*train/b, by a link"),
+        ({"train/c": "train"}, "train/a lies in .*train/c, by a link"),
+        ({"train/a/x": "../elsewhere", "train/b/x": "../elsewhere/more"}, "hold links to one folder, .*elsewhere/more"),
+        ({"train/a/x": "../elsewhere", "test/a/x": "../elsewhere"}, "train/a and .*test/a hold links to one folder"),
+    ],
+    ids=str,
+)
+def test_links_that_double_images_are_refused(linked: Path, links: dict[str, str], message: str) -> None:
+    draw(linked / "train" / "b" / "deep" / "x.jpg", hue=0, seed=1)
+    for link, target in links.items():
+        (linked / link).symlink_to(linked / target)
+    with pytest.raises(UserError, match=message):
+        load_dataset(str(linked))
+
+
+def test_a_folder_that_cannot_be_read_is_refused(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make_folder({"": {"a": 5, "b": 5}})
-    (root / "a" / "again").symlink_to(root / "a", target_is_directory=True)
-    assert len(load_dataset(str(root))) == 10
+    draw(root / "a" / "deep" / "x.jpg", hue=0, seed=1)
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match=r"a/deep: cannot be read: Permission denied; make it readable"):
+        load_dataset(str(root))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +164,17 @@ def test_names_that_are_nothing(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "nothing"))
     with pytest.raises(UsageError, match="'cifar-10': did you mean cifar10"):
         load_dataset("cifar-10")
+
+
+def test_booleans_choose_the_same_rows_of_ids_labels_and_images(make_folder: MakeFolder) -> None:
+    split = load_dataset(str(make_folder({"train": {"a": 3, "b": 2}, "test": {"a": 1, "b": 1}}))).splits["train"]
+    mask = split.labels == 1
+    chosen, expected = split.take(mask), split.take(np.flatnonzero(mask))
+    assert chosen.ids == expected.ids == split.ids[3:]
+    assert chosen.labels.tolist() == [1, 1]
+    assert chosen.images == expected.images == split.images.take(mask)
+    with pytest.raises(IndexError, match="the split has 5 rows; asked for by booleans of shape"):
+        split.take(mask[1:])
 
 
 def test_files_are_read_with_their_digests_and_damages(make_folder: MakeFolder) -> None:

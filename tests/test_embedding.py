@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from conftest import BACKBONE
 from forking import Forked
-from making import Stop, noise, stop_after
+from making import Stop, files, interrupted, noise, stop_after
 
 from featcache import embedding as embedding_module
 from featcache import filling
@@ -20,7 +21,7 @@ from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import load_dataset
 from featcache.embedding import Embedding
-from featcache.errors import UserError
+from featcache.errors import CacheError, UserError
 from featcache.locks import building, partial_path
 from featcache.machine import choose_device
 
@@ -138,6 +139,24 @@ def test_junk_under_the_partial_name_is_replaced(embed: Embed, folder: Path) -> 
     path = embed(folder).path
     path.parent.mkdir()
     partial_path(path).write_bytes(b"junk")
+    assert embed(folder).run().rows_reused == 0
+
+
+def test_what_another_process_writes_to_is_left_alone(embed: Embed, folder: Path) -> None:
+    partial = interrupted(embed(folder), 1)
+    rows = embed(folder).plan.splits
+    before = partial.read_bytes()
+    with h5py.File(partial, "r+"), pytest.raises(CacheError, match=r"\.partial: open for writing in another process"):
+        replace(embed(folder), rows=rows).run()
+    assert (partial.read_bytes(), files(partial.parent) & {f"{partial.name}.before1"}) == (before, set())
+    path = embed(folder).run().cache.path
+    with h5py.File(path, "r+"):
+        with pytest.raises(CacheError, match=r"\.h5: open for writing in another process"):
+            replace(embed(folder), rows=rows).run()
+        notes: list[str] = []
+        embed(noise(2)).run(on_note=notes.append)
+        assert [note for note in notes if note.startswith(f"no rows are taken from {path}: open for writing")]
+    path.write_bytes(path.read_bytes()[:-1])
     assert embed(folder).run().rows_reused == 0
 
 

@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import QUICK
+from making import age, golden
+from selecting import SMALL_PROBE
 
 from featcache.cache import Cache
+from featcache.command_line import Console, Parser
 from featcache.embedding import Embedding
+from featcache.errors import CacheError
+from finetune.asked_command import cache_of, new_finetune_parser
+from heads.asked_command import caches_of, new_fit_head_parser
+from heads.classifiers import CLASSIFIERS
+from heads.comparing import reference_of
 from heads.runs import read_run
 from heads.saved import load_head
 
@@ -135,12 +143,12 @@ def test_runs_are_compared(run: Run, tmp_path: Path) -> None:
         assert each["difference"] == pytest.approx(own - other["metrics"]["test"]["accuracy"])
         low, high = each["ci95"]
         assert low <= each["difference"] <= high
-        assert each["verdict"] in ("tie", "better", "worse")
+        assert each["verdict"] in ("no significant difference", "better", "worse")
         assert each["p_value"] <= each["p_holm"] <= 1
     read_run(tmp_path / "runs/new")
     status, out, _ = run("fit-head", "--clf", "ridge", "--against", "new", *FEW)
     assert status == 0
-    assert "tie" in out
+    assert "no significant difference" in out
     status, _, err = run("fit-head", "--against", "gone")
     assert (status, err.count("\n")) == (1, 1)
     before = sorted((tmp_path / "runs").iterdir())
@@ -158,6 +166,51 @@ def test_several_heads_are_compared_with_the_best_by_validation(run: Run) -> Non
     assert {each["reference_method"] for each in found["comparisons"]} == {best}
     assert {each["method"] for each in found["comparisons"]} == set(val) - {best}
     assert "summary" not in found
+
+
+def test_a_best_epoch_is_no_reference(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CLASSIFIERS, "linear", SMALL_PROBE)
+    monkeypatch.setitem(CLASSIFIERS, "mlp", SMALL_PROBE)
+    run("embed", *QUICK)
+    status, out, _ = run("fit-head", "--clf", "linear,mlp,centroid", "--device", "cpu", *FEW)
+    assert status == 0
+    words = " ".join(out.split())  # of a title that is broken into lines
+    assert "that of centroid, which has the highest validation accuracy, those of a best epoch aside" in words
+    assert words.count("the validation accuracy is that of the best epoch on the rows that chose it") == 2
+    lines = {line.split()[0]: line for line in out.splitlines() if "–" in line}
+    assert ("*" in lines["linear"], "*" in lines["mlp"], "*" in lines["centroid"]) == (True, True, False)
+    assert "* of the best epoch" in out
+    status, out, _ = run("fit-head", "--rank", "--clf", "linear", "--device", "cpu", *FEW)
+    assert status == 0
+    assert "WARNING: validation accuracies of linear" in out
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        ({"linear": (0.9, None), "ridge": (0.7, None), "lda": (0.8, None)}, ("lda", ", those of a best epoch aside")),
+        ({"ridge": (0.8, None), "lda": (0.8, None)}, ("ridge", "")),
+        ({"linear": (0.8, None), "mlp": (0.9, None)}, ("mlp", ", though each is that of a best epoch")),
+        ({"linear": (0.9, 0.6), "ridge": (0.7, 0.5)}, ("linear", "nested accuracy")),
+        ({"linear": (0.9, 0.4), "ridge": (0.7, 0.5)}, ("ridge", "nested accuracy")),
+    ],
+)
+@pytest.mark.parametrize("recorded", [True, False])  # runs of before have no such key
+def test_the_reference_is_of_the_highest_accuracy_that_can_be_believed(
+    heads: dict[str, tuple[float, float | None]], expected: tuple[str, str], recorded: bool
+) -> None:
+    records: dict[str, dict[str, Any]] = {}
+    for name, (val, nested) in heads.items():
+        by_epochs = name in ("linear", "mlp")
+        records[name] = {
+            "params": {"epochs": 3} if by_epochs else {},
+            "selection": {"nested": nested and {"accuracy": nested}},
+            "metrics": {"val": {"accuracy": val}},
+        }
+        if recorded:
+            records[name]["selection"]["val_is_of_best_epoch"] = by_epochs
+    name, highest = expected
+    assert reference_of(records) == (name, highest if "nested" in highest else f"validation accuracy{highest}")
 
 
 def test_a_calibrated_head_is_saved_as_it_predicts(run: Run, tmp_path: Path) -> None:
@@ -268,3 +321,26 @@ def test_flags_that_make_no_sense_are_one_line(run: Run, cache: Cache, flags: li
     assert status == 2, err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("parser", "taken"),
+    [(new_fit_head_parser, caches_of), (new_finetune_parser, cache_of)],
+    ids=["fit-head", "finetune"],
+)
+def test_a_newer_cache_that_cannot_be_opened_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parser: Callable[[], Parser], taken: Callable[..., Any]
+) -> None:
+    older = golden(tmp_path)
+    age(older, 1)
+    cut = golden(tmp_path, "golden-tiny-00000000.h5")
+    cut.write_bytes(cut.read_bytes()[:5000])
+    arguments, console = parser().parse_args(["--cache-dir", str(tmp_path)]), Console(json_wanted=False)
+    found = taken(arguments, console)
+    assert [cache.path for cache in (found if isinstance(found, list) else [found])] == [older]
+    reason = f"{cut}: cut off, damaged, or no feature cache (5,000 of 241,760 bytes); embed again"
+    assert capsys.readouterr().out == f"PASSED OVER {reason} (took {older.name}, which is older)\n"
+    older.unlink()
+    with pytest.raises(CacheError) as caught:
+        taken(arguments, console)
+    assert f"(found {reason})" in str(caught.value)

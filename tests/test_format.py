@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -60,14 +61,17 @@ def built(path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     told = {**PROVENANCE, "fingerprint": plan.fingerprint}
     monkeypatch.setattr("featcache.builder._now", lambda: "2026-01-01T00:00:00.000000Z")
     builder = CacheBuilder.create_or_resume(path.with_name(plan.file_name), plan, told, CANARY)
-    assert builder.look()
+    builder.look()
     for name, rows in builder.groups(2):
         status = np.where((name == "train") & (rows == 1), layout.DAMAGED, layout.OK).astype(np.uint8)
         features = np.where(status[:, None] == layout.OK, FEATURES[name][rows], 0).astype(np.float16)
         errors = {IDS[name][row]: "no picture" for row in rows[status != layout.OK].tolist()}
         builder.put(name, rows, features, status, errors)
     assert not builder.look()
-    return Cache.open(builder.seal(seconds=1.5))
+    try:
+        return Cache.open(builder.seal(seconds=1.5))
+    finally:
+        builder.close(seconds=0)
 
 
 @pytest.fixture
@@ -109,6 +113,24 @@ def test_todays_builder_writes_the_golden_file(golden: Path, tmp_path: Path, mon
     for name, split in pinned.splits.items():
         for part, stored in split.stored.items():
             assert again.splits[name].stored[part].read().tobytes() == stored.read().tobytes(), f"{name}/{part}"
+
+
+def test_a_finished_file_is_not_replaced_unless_it_is_damaged(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "features" / "golden-tiny-64f64455.h5"
+    path.parent.mkdir()
+    shutil.copy(golden, path)
+    with h5py.File(path, "r+"), pytest.raises(CacheError, match="open for writing in another process; close it there"):
+        built(path, monkeypatch)
+    assert path.read_bytes() == golden.read_bytes()
+    assert len(list(path.parent.glob(".*.partial"))) == 1  # with all rows, for the next build
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 3
+    with pytest.raises(CacheError, match="upgrade it"):
+        built(path, monkeypatch)
+    path.write_bytes(golden.read_bytes()[:-1])
+    assert Cache.open(built(path, monkeypatch).path).damages() == []
 
 
 def test_another_language_would_find_all_of_it(golden: Path) -> None:

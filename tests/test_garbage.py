@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
+import pytest
 from conftest import BACKBONE
-from making import age, files, flip, interrupted, noise
+from making import age, files, flip, golden, interrupted, noise
 
-from featcache import locks
+from featcache import acceptance, locks
 from featcache.embedding import Embedding
 from featcache.locks import building
+from featcache.upkeep import garbage as garbage_module
+from featcache.upkeep.garbage import delete, find_garbage
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
@@ -90,8 +98,6 @@ def test_gc_leaves_what_is_being_built(embed: Embed, run: Run) -> None:
 
 
 def test_gc_deletes_no_file_that_changed_or_is_in_use_since_it_was_judged(embed: Embed) -> None:
-    from featcache.upkeep.garbage import delete, find_garbage
-
     work = embed(noise(700))
     partial = interrupted(work, 520)
     age(partial, 30)
@@ -132,3 +138,93 @@ def test_gc_of_superseded_caches(embed: Embed, run: Run) -> None:
     larger = embed(noise(300), cut=2).run().cache
     flip(larger, "train", "features", 0)
     assert f"features/{small.path.name}" not in run("cache", "gc", "--superseded")[1]
+
+
+def fails(error: BaseException) -> Callable[..., Any]:
+    def call(*_args: object, **_kwargs: object) -> Any:
+        raise error
+
+    return call
+
+
+TRANSIENT: dict[str, tuple[object, str, object]] = {
+    "the child is killed": (acceptance, "_CHILD", "import os; os.kill(os.getpid(), 9)"),
+    "the child is short of memory": (acceptance, "_CHILD", "raise MemoryError"),
+    "no child can be started": (subprocess, "run", fails(OSError(errno.EMFILE, "Too many open files"))),
+    "the disk fails": (os, "preadv", fails(OSError(errno.EIO, "Input/output error"))),
+    "a server forgot the file": (os, "pread", fails(OSError(errno.ESTALE, "Stale file handle"))),
+    "HDF5 refuses": (h5py, "File", fails(OSError("Unable to synchronously open file (file read failed)"))),
+    "no memory": (h5py, "File", fails(MemoryError())),
+}
+
+
+@pytest.mark.parametrize(("module", "name", "value"), TRANSIENT.values(), ids=TRANSIENT)
+def test_gc_keeps_what_could_not_be_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, name: str, value: object
+) -> None:
+    path = golden(tmp_path / "features")
+    if name == "File":  # parsed here
+        monkeypatch.setattr(acceptance, "is_accepted", lambda file: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, value)
+        status, out, _ = run("cache", "gc", "--damaged", "--superseded", "--delete", "--json")
+    assert (status, path.exists()) == (0, True)
+    told = json.loads(out)
+    assert told["garbage"] == []
+    assert [(each["file"], each["kind"]) for each in told["left_alone"]] == [(f"features/{path.name}", "unreadable")]
+
+
+def test_gc_keeps_what_another_process_writes_to(run: Run, tmp_path: Path) -> None:
+    path = golden(tmp_path / "features")
+    with h5py.File(path, "r+") as file:
+        file["train/labels"][0] = 1  # no checksum matches this
+        file.flush()
+        out = run("cache", "gc", "--damaged", "--delete")[1]
+        assert f"left alone features/{path.name}: open for writing in another process; close it there" in out
+    assert path.exists()
+    assert f"deleted features/{path.name}" in run("cache", "gc", "--damaged", "--delete")[1]
+    assert not path.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux's kernel")
+def test_gc_keeps_a_copy_under_way(run: Run, tmp_path: Path) -> None:
+    path = golden(tmp_path / "features")
+    data = path.read_bytes()
+    with path.open("wb") as copy:
+        copy.write(data[:100_000])
+        copy.flush()
+        assert "open for writing in another process" in run("cache", "gc", "--damaged", "--delete")[1]
+    assert path.exists()
+
+
+def test_gc_deletes_only_what_is_damaged_whenever_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = golden(tmp_path / "features")
+    data, status = path.read_bytes(), path.stat()
+    seen = iter(["damaged: once", ""])
+    with monkeypatch.context() as patch:
+        patch.setattr(garbage_module, "_damage_seen", lambda path: next(seen))
+        assert find_garbage(path.parent, damaged=True) == []
+    path.write_bytes(data[:-5000])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (found,) = find_garbage(path.parent, damaged=True)
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert delete(found) == "it reads well now"
+    monkeypatch.setattr(os, "pread", fails(OSError(errno.EIO, "Input/output error")))
+    assert "Input/output error" in delete(found)
+    assert path.exists()
+
+
+def test_gc_deletes_older_formats_and_keeps_what_others_added(run: Run, tmp_path: Path) -> None:
+    old, noted, more = (golden(tmp_path / "features", f"golden-tiny-0000000{i}.h5") for i in range(3))
+    with h5py.File(old, "r+") as file:
+        file.attrs["format_version"] = 1
+        file.attrs["format"] = "featcache"  # of variable length, as that version had it
+    with h5py.File(noted, "r+") as file:
+        file.attrs["note"] = "mine"
+    with h5py.File(more, "r+") as file:
+        file["train/mine"] = [1, 2]
+    told = json.loads(run("cache", "gc", "--damaged", "--delete", "--json")[1])
+    assert [each["reason"].rpartition("; ")[2] for each in told["garbage"]] == ["embed again"]
+    assert {each["kind"] for each in told["left_alone"]} == {"foreign"}
+    assert files(noted.parent) == {noted.name, more.name}

@@ -139,7 +139,7 @@ def test_the_child_has_limits(cache: Cache, tmp_path: Path, monkeypatch: pytest.
     assert Cache.open(path).path == path
     path.touch()
     monkeypatch.setattr(acceptance, "_CHILD", greedy.format(gib=6))
-    with pytest.raises(CacheError, match="copy.h5: cut off, damaged, or no feature cache"):
+    with pytest.raises(CacheError, match="copy.h5: cannot be read"):
         Cache.open(path)
     spin = "def spin(path):\n    while True: pass\n"
     busy = f"import featcache.acceptance as a\n{spin}a.read_structure, a.CPU_SECONDS = spin, 1\na.child()"

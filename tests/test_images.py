@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from featcache import images
 from featcache.datasets import FileImages
+from featcache.handed_images import handed_images
 from featcache.images import DamagedImageError
 from featcache.layout import digest
 
@@ -49,6 +51,47 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     wide = Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16))
     np.testing.assert_array_equal(images.decode(encoded(wide, "PNG")), [[0, 1, 128, 255]])
     np.testing.assert_array_equal(images.decode(encoded(wide, "TIFF")), [[0, 1, 128, 255]])
+
+
+def test_every_value_of_sixteen_bits_is_rounded_to_the_nearest_of_eight() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    expected = ((every.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    for mode in ("I;16", "I"):  # as Pillow reads 16-bit PNGs today, and as it did until release 10
+        image = Image.frombytes("I;16", (256, 256), every.tobytes()).convert(mode)
+        image.format = "PNG"
+        np.testing.assert_array_equal(images.eight_bits(image), expected)
+    portable = b"P5 256 256 65535\n" + every.astype(">u2").tobytes()  # of mode I
+    np.testing.assert_array_equal(images.decode(portable), expected)
+    handed = handed_images([Image.open(io.BytesIO(portable)), Image.fromarray(every.astype(np.int32))]).images.read(
+        [0, 1]
+    )
+    np.testing.assert_array_equal(handed.pixels[0], expected)
+    assert handed.damaged.keys() == {1}  # an array of 32 bits, whatever its values
+
+
+def grey_tiff(bits: int, samples: bytes, *, sample_format: int = 1) -> bytes:
+    """A TIFF of one row of two pixels."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(samples), 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(samples)) + samples + directory
+
+
+def test_twelve_bits_are_scaled_by_their_own_range() -> None:
+    black_and_white, nearly = bytes([0x00, 0x0F, 0xFF]), bytes([0x80, 0x08, 0x00])
+    np.testing.assert_array_equal(images.decode(grey_tiff(12, black_and_white)), [[0, 255]])
+    np.testing.assert_array_equal(images.decode(grey_tiff(12, nearly)), [[128, 128]])
+    np.testing.assert_array_equal(images.decode(grey_tiff(16, np.uint16([257, 65535]).tobytes())), [[1, 255]])
+
+
+@pytest.mark.parametrize(("bits", "sample_format"), [(32, 1), (32, 2), (16, 2)])
+def test_integers_without_an_agreed_range_are_refused(bits: int, sample_format: int) -> None:
+    values = np.array([0, 255], dtype=f"<{'xui'[sample_format]}{bits // 8}")
+    reason = "32-bit or signed integers have no agreed range: save it with 8 or 16 bits, unsigned"
+    with pytest.raises(DamagedImageError, match=f"^{reason}$"):
+        images.decode(grey_tiff(bits, values.tobytes(), sample_format=sample_format))
+    with pytest.raises(DamagedImageError, match=f"^{reason}$"):
+        images.eight_bits(Image.fromarray(np.array([[0, 255]], np.int32)))
 
 
 def test_transparency_is_laid_on_white() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from featcache.errors import UsageError, UserError
+from featcache.folders import LeftOut
 from heads.serving import inputs
 from heads.serving.inputs import inputs_of
 
@@ -30,7 +31,17 @@ def test_folders_are_walked_in_order_and_what_is_no_image_is_counted(tmp_path: P
     with inputs_of([str(root / "b" / "2.jpg"), str(root)], NOTHING) as found:
         for _ in range(2):
             assert list(found.paths()) == [str(root / name) for name in expected]
-        assert found.counted() == (5, Counter({".txt": 1}))
+        assert found.counted() == (5, LeftOut(Counter({".txt": 1}), links=[str(root / "a" / "loop")]))
+
+
+def test_a_link_that_leads_up_brings_no_images_from_above(tmp_path: Path) -> None:
+    root = touch(tmp_path, "p/a/1.jpg", "p/b/2.jpg", "other/3.jpg")
+    (root / "p" / "a" / "up").symlink_to(root / "p")
+    (root / "p" / "a" / "other").symlink_to(root / "other")
+    with inputs_of([str(root / "p" / "a")], NOTHING) as found:
+        assert list(found.paths()) == [str(root / "p" / "a" / name) for name in ("1.jpg", "other/3.jpg")]
+        _, left_out = found.counted()
+    assert left_out.notes() == [f"links not followed, as they lead back to these folders: 1 ({root / 'p/a/up'})"]
 
 
 def test_a_list_can_be_gone_through_again_and_paths_may_be_any_bytes() -> None:

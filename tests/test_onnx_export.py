@@ -232,6 +232,16 @@ def test_nothing_is_lost_or_half_written(
     assert (tmp_path / "it.pt2").read_bytes().startswith(b"PK")
     assert [path.name for path in tmp_path.iterdir()] == ["it.pt2"]
 
+    def meanwhile(*given: Any) -> Any:
+        (tmp_path / "new.pt2").write_text("another process's")
+        return compared(*given)
+
+    compared = exporting._compared
+    monkeypatch.setattr(exporting, "_compared", meanwhile)
+    assert export("linear", "new.pt2")["file"] == str(tmp_path / "new-1.pt2")
+    assert (tmp_path / "new-1.pt2").read_bytes().startswith(b"PK")
+    assert (tmp_path / "new.pt2").read_text() == "another process's"
+
 
 def test_what_cannot_be_exported_is_told(
     runs: Path, export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

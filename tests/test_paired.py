@@ -94,7 +94,11 @@ def runs() -> dict[str, dict[str, np.ndarray]]:
 def test_runs_are_compared_row_by_row(runs: dict[str, dict[str, np.ndarray]]) -> None:
     found = {each.name: each for each in compare_runs(runs, reference="base")}
     assert list(found) == ["good", "bad", "like"]
-    assert {name: each.verdict for name, each in found.items()} == {"good": "better", "bad": "worse", "like": "tie"}
+    assert {name: each.verdict for name, each in found.items()} == {
+        "good": "better",
+        "bad": "worse",
+        "like": "no significant difference",
+    }
     assert found["good"].difference == pytest.approx(0.15)
     assert found["good"].p_value == pytest.approx(2 / 2**30)  # thirty throws, all heads: rows were joined by id
     assert found["good"].p_holm == pytest.approx(3 * found["good"].p_value)
@@ -102,10 +106,10 @@ def test_runs_are_compared_row_by_row(runs: dict[str, dict[str, np.ndarray]]) ->
     assert compare_runs({"base": runs["base"]}, reference="base") == []
 
 
-def test_p_from_005_on_is_a_tie() -> None:
+def test_p_from_005_on_is_not_significant() -> None:
     y, order = np.zeros(100, int), np.arange(100)
     correct = np.arange(100) < 60
-    for n, verdict in ((5, "tie"), (6, "better")):  # 2 / 2^5 is 0.0625, 2 / 2^6 is 0.031
+    for n, verdict in ((5, "no significant difference"), (6, "better")):  # 2 / 2^5 is 0.0625, 2 / 2^6 is 0.031
         more = np.arange(100) < 60 + n
         two = {"a": run(more, y, order), "b": run(correct, y, order)}
         assert compare_runs(two, reference="b")[0].verdict == verdict

@@ -68,6 +68,7 @@ def test_drift_is_refused_and_a_run_of_older_days_asks_its_cache(served: Served,
     status, _, err = predict(copy, picture, "--cache-dir", tmp_path)
     assert status == 0
     assert "CANARY NOT CHECKED" in err
+    assert "no such cache" in err
     (copy / "canary.npz").write_bytes(b"nothing")
     assert "canary.npz: damaged" in predict(copy, picture)[2]
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from comparing import HOSTILE, compared_pictures
 from featcache.cache import Cache
 from featcache.errors import UsageError, UserError
 from finetune.comparison import report
+from finetune.comparison.page.drawn_runs import read_finished
 from finetune.comparison.page.embedding_map import map_picture
 from finetune.comparison.page.outcome_charts import pareto_front
 from finetune.comparison.page.training_charts import training_pictures
@@ -204,6 +206,23 @@ def test_runs_that_can_not_be_read_are_named(comparison: Comparison, tmp_path: P
     lines = Page(write_report(some, tmp_path / "page").read_text()).texts["li"]
     assert any("run.json: selection.how is no text" in line for line in lines)
     assert any("schema 99" in line for line in lines)
+
+
+def test_training_on_a_share_that_is_not_compared_is_named(comparison: Comparison) -> None:
+    def tenth(each: Any) -> Any:
+        return replace(each, fraction=0.1) if each.kind == "finetune" else each
+
+    apart = replace(comparison, table=tuple(map(tenth, comparison.table)), cells=tuple(map(tenth, comparison.cells)))
+    runs = read_finished(apart)
+    assert runs.tuned_records("resnet18") == {}
+    names = {cell.method for cell in comparison.cells if cell.kind == "finetune" and cell.run}
+    assert {name for name, _ in runs.unread} == names
+    assert {why for _, why in runs.unread} == {
+        "its training: it has no run on 100 % of the training images, which is what is compared"
+    }
+    both = read_finished(comparison)
+    assert set(both.tuned_records("resnet18")) == names
+    assert both.unread == ()
 
 
 def test_a_recorded_test_curve_is_marked() -> None:

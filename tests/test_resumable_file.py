@@ -13,6 +13,7 @@ import pytest
 from making import Stop
 
 from featcache.errors import UserError
+from featcache.locks import lock_now
 from heads.serving import resumable_file
 from heads.serving.resumable_file import ResumableFile, check_unchanged, resumed
 
@@ -127,6 +128,22 @@ def test_restart_drops_what_was_done(tmp_path: Path) -> None:
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with resumed(tmp_path / "out.csv", JOB, header=""), pytest.raises(UserError, match="another process is making it"):
         go_on(tmp_path / "out.csv")
+
+
+def test_a_file_that_another_process_finishes_before_the_lock_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.csv"
+
+    def late(fd: int, partial: Path) -> bool:
+        path.write_text("another process's")
+        return lock_now(fd, partial)
+
+    monkeypatch.setattr(resumable_file, "lock_now", late)
+    with pytest.raises(UserError, match="there is such a file already"):
+        go_on(path)
+    assert path.read_text() == "another process's"
+    assert files(tmp_path) == {"out.csv"}
 
 
 def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,10 @@ def test_rows_are_split_once_and_wholly(cache: Cache) -> None:
     some = rows.dev.take(np.array([39, 0]))
     assert some.ids == (rows.val.ids[-1], rows.train.ids[0])
     np.testing.assert_array_equal(some.features.load(), rows.dev.features.load()[[39, 0]])
+    red = rows.dev.labels == 1
+    some = rows.dev.take(red)
+    assert some.ids == tuple(np.array(rows.dev.ids)[red].tolist())
+    np.testing.assert_array_equal(some.features.load(), rows.dev.features.load()[red])
 
 
 def test_the_fingerprint_is_that_of_all_ids_and_labels(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,23 @@ def test_pairs_are_the_usable_rows(dirty: Cache, monkeypatch: pytest.MonkeyPatch
     assert [label for _, label in split.torch_dataset(np.array([7, 2]))] == split.labels[[7, 2]].tolist()
 
 
+def test_booleans_choose_rows_and_are_no_row_numbers(cache: Cache) -> None:
+    split = cache.splits["train"]
+    mask = split.labels == 1
+    dataset = split.torch_dataset(mask)
+    np.testing.assert_array_equal(dataset.rows, np.flatnonzero(mask))
+    np.testing.assert_array_equal(torch.stack([features for features, _ in dataset]).numpy(), split.load(mask))
+    assert {label for _, label in dataset} == {1}
+    with pytest.raises(IndexError, match="train has 40 rows; asked for by booleans of shape"):
+        split.torch_dataset(mask[1:])
+    with pytest.raises(IndexError, match="train has 40 rows; asked for rows 40 to 40"):
+        split.torch_dataset([40])
+    with pytest.raises(TypeError, match="rows are float64"):
+        split.torch_dataset(np.array([0.5]))
+    with pytest.raises(TypeError, match="indices are booleans; expected integers: give the mask to torch_dataset"):
+        next(iter(DataLoader(torch.utils.data.Subset(split.torch_dataset(), mask))))
+
+
 def test_a_dataset_is_sent_without_its_features(cache: Cache) -> None:
     dataset = cache.splits["train"].torch_dataset()
     _ = dataset[0]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 import torchvision
@@ -101,6 +105,51 @@ def test_a_model_that_does_not_trace_is_one_stage() -> None:
         assert torch.equal(staged.tail()(staged.trunk()(images)), model(images))
     with pytest.raises(UsageError, match="offers no inner cut"):
         staged.cut_after("layer4")
+
+
+class MeetsAroundItsHead(BranchesOnData):
+    """Two passes at once meet before the head, and again after it."""
+
+    meet: Callable[[], object] = staticmethod(lambda: None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.body(images)
+        self.meet()
+        logits = self.fc(features if features.sum() > 0 else -features)
+        self.meet()
+        return logits
+
+
+def test_threads_that_share_a_model_that_does_not_trace_get_their_own_features() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    staged = StagedModel(MeetsAroundItsHead(), images[:1])
+    assert staged.reason
+    trunk = staged.trunk()
+    with torch.no_grad():
+        expected = [trunk(image) for image in images[:, None]]
+        staged.model.meet = Barrier(2, timeout=30).wait
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(torch.no_grad()(trunk), images[:, None]))
+    assert not torch.equal(*expected)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_trunk_of_a_model_that_does_not_trace_follows_the_model() -> None:
+    model = BranchesOnData()
+    trunk = StagedModel(model, torch.randn(1, 3, 16, 16)).trunk()
+    images = torch.randn(2, 3, 16, 16)
+    assert {name.removeprefix("model.") for name, _ in trunk.named_parameters()} == dict(
+        model.named_parameters()
+    ).keys()
+    with torch.no_grad():
+        model.fc = nn.Linear(4, 7)
+        model.body[0].weight.zero_()
+        model.body[0].bias.fill_(3)
+        assert torch.equal(trunk(images), torch.full((2, 4), 3.0))
+    trunk(images).sum().backward()
+    assert model.body[0].bias.grad is not None
+    assert model.fc.weight.grad is None
 
 
 class TracesWrongly(nn.Module):

@@ -16,7 +16,7 @@ from featcache.stages import StagedModel
 from finetune import state, training
 from finetune.optimizers import make_optimizer
 from finetune.plans import Plan
-from finetune.thawing import FrozenError, Thawed, moving_state
+from finetune.thawing import FrozenError, Thawed, moving_state, thaw
 
 
 def changed(staged: StagedModel, before: Mapping[str, Tensor]) -> set[str]:
@@ -68,6 +68,16 @@ def test_frozen_stages_run_in_eval_mode(batch_norm: str, monkeypatch: pytest.Mon
     for name, seen in modes.items():
         thawed = name.startswith(("layer2", "layer3"))
         assert seen == {thawed and (batch_norm == "train" or name.endswith(".3"))}, name
+
+
+def test_dropout_within_timms_batch_norm_trains_whatever_statistics_do() -> None:
+    timm_layers = pytest.importorskip("timm.layers")
+    staged = tiny()
+    staged.model.set_submodule("layer3.1", timm_layers.BatchNormAct2d(12, drop_layer=nn.Dropout))
+    plan = plan_for(staged, unfreeze="layer3")
+    thaw(staged, plan, plan.phases[0]).set_modes()
+    layer = staged.model.get_submodule("layer3.1")
+    assert (layer.training, layer.drop.training, layer.act.training) == (False, True, True)
 
 
 def test_a_frozen_stage_in_train_mode_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

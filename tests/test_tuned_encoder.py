@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BACKBONE, QUICK
+import torchvision
+from conftest import BACKBONE, QUICK, draw
 
 from featcache.backbones import load_backbone
 from featcache.cache import find_caches
@@ -85,6 +86,29 @@ def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None)
         status, _, err = run("embed", "--backbone", backbone, "--weights", folder, "--per-class", "6")
         assert status == 1
         assert message in err.splitlines()[-1]
+
+
+def test_a_model_that_loads_nothing_without_a_version(run: Run, tmp_path: Path) -> None:
+    """MNASNet: tuned and refitted, embedded by, predicted by and exported; its file is the library's to load, too."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = ("--backbone", "mnasnet0_5", "--image-size", "32", "--device", "cpu", "--precision", "fp32")
+    told(run, "embed", *model, "--weights", "none", "--per-class", "5", "--limit", "test=10", "--engine", "eager")
+    tuned = told(run, "finetune", "--unfreeze", "last:1", "--epochs", "1", *FEW, "--trunk-cache", "off", "--name", "it")
+    assert tuned["selection"]["refit"]
+    state = torch.load(tmp_path / "runs/it/model.pth", weights_only=True)
+    library = torchvision.models.mnasnet0_5(num_classes=10)
+    library.load_state_dict(state)
+    told(run, "embed", *model, "--weights", "runs/it", "--per-class", "2", "--limit", "test=10")
+    (tmp_path / "images").mkdir()
+    draw(tmp_path / "images/a.png", hue=0, seed=0)
+    status, _, err = run("predict", "it", "images", "--out", "labels.csv", "--device", "cpu")
+    assert status == 0, err
+    told(run, "export", "it", "--out", "it.safetensors")
+    names: dict[str, Any] = {"path": "it.safetensors"}
+    with safetensors.safe_open("it.safetensors", "pt") as file:
+        exec(file.metadata()["load"], names)
+    found = names["model"].state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 def test_views_and_their_absence_are_told(run: Run, embedded: None) -> None:

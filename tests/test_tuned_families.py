@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tuning import digits, plan_for, quick, torchvision_model
 
 from featcache.stages import StagedModel
+from finetune.comparison.starting import Start
 from finetune.thawing import count_parameters
 
 SIDES = {"resnet18": 32, "resnet50": 32, "alexnet": 63, "vgg16": 32}
@@ -44,6 +46,18 @@ def test_every_plan_trains_every_family(name: str, plan_name: str, models: dict[
     assert len(done.history) == plan.epochs
     assert done.frozen_sha256["before"] == done.frozen_sha256["after"]
     assert all(torch.isfinite(p).all() for p in staged.head.parameters())
+
+
+def test_a_trial_begins_with_the_weights_that_it_should() -> None:
+    """Also of a model whose own loader refuses tensors without the version of their layout."""
+    staged = torchvision_model("mnasnet0_5", 32, n_classes=10)
+    state = {name: tensor.clone() for name, tensor in staged.model.state_dict().items()}
+    given: dict[str, Any] = {"rows": None, "backbone": SimpleNamespace(staged=staged), "settings": None}
+    start = Start(**given, state=state, device=torch.device("cpu"))
+    for tensor in staged.model.state_dict().values():
+        tensor.zero_()
+    start.restore()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in staged.model.state_dict().items())
 
 
 def test_parameter_counts_are_those_of_the_books() -> None:

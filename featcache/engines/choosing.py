@@ -106,10 +106,16 @@ def _with_batch(candidate: Embedding, batch: int | None = None) -> Embedding:
 
 
 def _batch_in_the_making(candidate: Embedding) -> int | None:
-    """The batch size of the interrupted build of this very cache, where there is one that can be gone on with."""
+    """The batch size of the interrupted build of this very cache; None if there is none that can be resumed.
+
+    Raises:
+        CacheError: there is one that may be sound, but can't be opened; another batch size would begin it anew.
+    """
     try:
         cache = Cache.open_unsealed(partial_path(candidate.path))
-    except CacheError:
+    except CacheError as error:
+        if error.may_be_sound:
+            raise
         return None
     batch = int(cache.provenance["batch"])
     is_same = cache.fingerprint == candidate.plan.fingerprint and candidate.batch_size in (None, batch)

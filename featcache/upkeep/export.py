@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,17 @@ import numpy as np
 
 from featcache.cache import Cache
 from featcache.cached_split import CachedSplit
-from featcache.disk import explained, sync_folder
+from featcache.disk import explained, publish_folder
 from featcache.errors import UserError, missing_extra
 from featcache.tables import COLUMNS, columns
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: ``files`` in ``folder``, ``n_bytes`` in all, ``rows`` of all splits."""
+    """What was written: ``files`` in ``folder``, ``n_bytes`` in all, ``rows`` of all splits.
+
+    The folder's name has a number if another process took the one that was asked for.
+    """
 
     folder: Path
     files: tuple[str, ...]
@@ -58,19 +59,13 @@ def export(
     with explained(folder.parent):
         if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
             raise UserError(f"{folder}: is there already; name a folder that is not, or is empty")
-        folder = folder.resolve()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-        temporary.mkdir()
-        try:
-            _write_all(cache, temporary, table, write_table, on_progress)
-            sync_folder(temporary)
-            written = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-            os.rename(temporary, folder)  # noqa: PTH104  onto an empty folder, too
-            sync_folder(folder.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    written: dict[str, int] = {}
+
+    def write(temporary: Path) -> None:
+        _write_all(cache, temporary, table, write_table, on_progress)
+        written.update((path.name, path.stat().st_size) for path in sorted(temporary.iterdir()))
+
+    folder = publish_folder(folder.resolve(), write)
     rows = sum(map(len, cache.splits.values()))
     return Exported(folder, tuple(written), sum(written.values()), rows)
 
@@ -109,8 +104,6 @@ def _write_features(split: CachedSplit, path: Path) -> Iterator[int]:
         for block, values in split.blocks("features"):
             file.write(values.data)
             yield split.rows_of(block)[1]
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _write_csv(split: CachedSplit, path: Path) -> None:
@@ -118,8 +111,6 @@ def _write_csv(split: CachedSplit, path: Path) -> None:
         writer = csv.writer(file)  # lines end in CR LF: older writers would leave a CR in an id unquoted otherwise
         writer.writerow(COLUMNS)
         writer.writerows(zip(*columns(split).values(), strict=True))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _parquet_writer() -> Callable[[CachedSplit, Path], None]:
@@ -132,7 +123,5 @@ def _parquet_writer() -> Callable[[CachedSplit, Path], None]:
     def write(split: CachedSplit, path: Path) -> None:
         with path.open("wb") as file:
             parquet.write_table(pyarrow.table(columns(split)), file)
-            file.flush()
-            os.fsync(file.fileno())
 
     return write

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from featcache import layout
 from featcache.cache import Cache
 from featcache.canary import compare, stored_canary
 from featcache.errors import CacheError
-from featcache.locks import building, is_building
+from featcache.locks import building, is_building, is_open_for_writing
 from featcache.upkeep.inventory import cache_paths, open_any
 from featcache.upkeep.work_files import WorkFile, find_work_files, work_file
 
@@ -38,16 +38,23 @@ class Garbage:
         reason: why.
         n_bytes: of the file.
         identity: device, inode and time of change when it was judged; a lock's time is 0, since looking changes it.
+        is_damaged: whether damage is the reason; it is looked for again before the file is deleted.
     """
 
     path: Path
     reason: str
     n_bytes: int
     identity: tuple[int, int, int]
+    is_damaged: bool = False
 
 
 def find_garbage(
-    folder: Path, *, older_than: float = 7.0, damaged: bool = False, superseded: bool = False
+    folder: Path,
+    *,
+    older_than: float = 7.0,
+    damaged: bool = False,
+    superseded: bool = False,
+    on_unjudged: Callable[[CacheError], None] = lambda error: None,
 ) -> list[Garbage]:
     """Judge the files of a folder.
 
@@ -56,20 +63,32 @@ def find_garbage(
         older_than: days since the last write after which a file in the making counts as given up.
         damaged: whether to name caches, too, that are damaged or of an older format; reads every block.
         superseded: whether to name caches, too, whose rows another cache of the same encoder holds.
+        on_unjudged: called with the error of each file that may be sound, but can't be opened.
     """
     work = find_work_files(folder)
-    found = dict(_given_up(work, older_than * _DAY, damaged=damaged))
+    found = dict(_given_up(work, older_than * _DAY))
     finished = [path for path in cache_paths(folder) if _CACHE_NAME.fullmatch(path.name) and not path.is_symlink()]
+    begun = [each.path for each in work if each.kind == "partial" and each.is_ours and not each.is_in_use]
+    broken: dict[Path, str] = {}
     sound: list[Cache] = []
-    for path in finished if damaged or superseded else ():
-        reason = _damage(path, sound)
-        if reason and damaged:
-            found[path] = reason
+    for path in (*(finished if damaged or superseded else ()), *(begun if damaged else ())):
+        if path in found or is_building(path):
+            continue
+        try:
+            if reason := damage_of(path):
+                broken[path] = reason
+            elif path in finished:
+                sound.append(Cache.open(path))
+        except CacheError as error:
+            if error.may_be_sound:
+                on_unjudged(error)
+    if damaged:
+        found |= broken
     if superseded:
         found |= dict(_superseded(sound))
     in_the_making = {(each.cache, each.host) for each in work if each.kind == "partial" and each.path not in found}
     found |= dict(_idle_locks(work, in_the_making, older_than * _DAY))
-    each = (judged(path, reason) for path, reason in found.items())
+    each = (judged(path, reason, is_damaged=path in broken) for path, reason in found.items())
     return [garbage for garbage in each if garbage]
 
 
@@ -84,13 +103,27 @@ def delete(garbage: Garbage) -> str:
     try:
         with building(cache, on_wait=_in_use):  # makes this host's lock where there was none
             is_our_lock = work is not None and work.kind == "lock" and work.is_ours
-            changed = not is_our_lock and judged(garbage.path, garbage.reason) != garbage
-            if not changed and not is_our_lock:
+            kept = "" if is_our_lock else _why_kept(garbage)
+            if not kept and not is_our_lock:
                 garbage.path.unlink()
             _unlink_lock(cache)
-            return "it changed meanwhile" if changed or garbage.path.exists() else ""
+            return kept or ("it changed meanwhile" if garbage.path.exists() else "")
     except _InUseError:
         return "a process is building that cache"
+
+
+def _why_kept(garbage: Garbage) -> str:
+    """Judge a file once more, just before it is deleted: why it stays, or nothing."""
+    if garbage.is_damaged:
+        try:
+            if not damage_of(garbage.path):
+                return "it reads well now"
+        except CacheError as error:
+            return error.reason
+    if is_open_for_writing(garbage.path):
+        return "open for writing in another process"
+    changed = judged(garbage.path, garbage.reason, is_damaged=garbage.is_damaged) != garbage
+    return "it changed meanwhile" if changed else ""
 
 
 class _InUseError(Exception):
@@ -109,17 +142,17 @@ def _unlink_lock(cache: Path) -> None:
             lock.path.unlink(missing_ok=True)
 
 
-def judged(path: Path, reason: str) -> Garbage | None:
+def judged(path: Path, reason: str, *, is_damaged: bool = False) -> Garbage | None:
     """A file that serves nothing any more, as it is now; None where it is gone."""
     with suppress(FileNotFoundError):
         status = path.lstat()
         work = work_file(path)
         time_ns = 0 if work and work.kind == "lock" else status.st_mtime_ns
-        return Garbage(path, reason, status.st_size, (status.st_dev, status.st_ino, time_ns))
+        return Garbage(path, reason, status.st_size, (status.st_dev, status.st_ino, time_ns), is_damaged)
     return None
 
 
-def _given_up(work: list[WorkFile], seconds: float, *, damaged: bool) -> Iterator[tuple[Path, str]]:
+def _given_up(work: list[WorkFile], seconds: float) -> Iterator[tuple[Path, str]]:
     for each in work:
         if each.kind == "lock" or each.is_in_use:
             continue
@@ -130,8 +163,6 @@ def _given_up(work: list[WorkFile], seconds: float, *, damaged: bool) -> Iterato
         elif age > seconds:
             whose = "" if each.is_ours else ", of another host"
             yield each.path, f"in the making, and nobody is building it: {days}{whose}"
-        elif damaged and each.is_ours and (reason := _refusal(each.path)):
-            yield each.path, reason
 
 
 def _idle_locks(
@@ -152,34 +183,33 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _damage(path: Path, sound: list[Cache]) -> str:
-    """Why a finished cache is of no use, or nothing; one that is whole joins ``sound``."""
-    if is_building(path):
-        return ""
-    if reason := _refusal(path):
-        return reason
-    with suppress(CacheError):
-        cache = Cache.open(path)
-        damages = cache.damages()
-        if damages:
-            return f"damaged: {damages[0]}" + (f" (and {len(damages) - 1:,} more)" if len(damages) > 1 else "")
-        sound.append(cache)
-    return ""
+def damage_of(path: Path) -> str:
+    """What makes a cache, finished or in the making, of no use, if it is seen twice; else nothing.
 
-
-def _refusal(path: Path) -> str:
-    """Why a file can't be opened, where its reader says itself that embedding again is the mend.
-
-    Files of a newer version, without permission, on a disk that fails or of another program have other mends.
+    Raises:
+        CacheError: the file can't be judged: it can't be read now, say, or is open for writing in another process.
     """
-    if not os.access(path, os.R_OK):
+    if not _damage_seen(path):
         return ""
+    with suppress(OSError, AttributeError), path.open("rb") as file:  # bits also flip in memory: read the disk again
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    damage = _damage_seen(path)
+    if damage and is_open_for_writing(path):
+        raise CacheError("open for writing in another process; close it there", path=path, kind="in use")
+    return damage
+
+
+def _damage_seen(path: Path) -> str:
     try:
-        open_any(path)
+        cache = open_any(path)
+        damages = cache.damages() if cache.provenance["sealed"] else []
     except CacheError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        return reason if reason.endswith("embed again") else ""
-    return ""
+        if not error.is_damage:
+            raise
+        return error.reason
+    if not damages:
+        return ""
+    return f"damaged: {damages[0]}" + (f" (and {len(damages) - 1:,} more)" if len(damages) > 1 else "")
 
 
 def _superseded(caches: list[Cache]) -> Iterator[tuple[Path, str]]:

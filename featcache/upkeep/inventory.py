@@ -30,6 +30,7 @@ class Entry:
         rows_done: of these, the ones that count.
         in_use: whether a process of this host is building it.
         reason: why it is unreadable.
+        kind: of that reason, as ``CacheError`` says it; empty unless unreadable.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Entry:
     rows_done: int = 0
     in_use: bool = False
     reason: str = ""
+    kind: str = ""
 
 
 def inventory(folder: Path) -> list[Entry]:
@@ -72,15 +74,16 @@ def _entries(folder: Path) -> Iterator[Entry]:
         try:
             status = path.stat()
         except OSError as error:  # gone meanwhile, or a link that leads nowhere
-            yield Entry(path, "unreadable", 0.0, 0, reason=f"cannot be read ({error.strerror})")
+            reason = f"cannot be read ({error.strerror})"
+            yield Entry(path, "unreadable", 0.0, 0, reason=reason, kind="unreadable")
             continue
         written, n_bytes = status.st_mtime, status.st_size
         try:
             cache = open_any(path)
             done = sum(map(rows_done, cache.splits.values()))
         except CacheError as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            yield Entry(path, "unreadable", written, n_bytes, in_use=in_use.get(path, False), reason=reason)
+            is_in_use = in_use.get(path, False)
+            yield Entry(path, "unreadable", written, n_bytes, in_use=is_in_use, reason=error.reason, kind=error.kind)
             continue
         yield Entry(
             path=path,

@@ -61,7 +61,7 @@ def verify(cache: Cache, *, on_progress: Callable[[int, int], None] = lambda don
             try:
                 found += split.damages(blocks)
             except CacheError as error:  # the file system can't read them
-                unread.append(_without_path(cache, error))
+                unread.append(error.reason)
             on_progress(done + sizes[name] * blocks.stop // n_blocks, total)
         done += sizes[name]
         told += map(str, _joined(found))
@@ -92,12 +92,8 @@ def _faults(cache: Cache, split: CachedSplit) -> list[str]:
         try:
             getattr(split, part)
         except CacheError as error:
-            faults.append(_without_path(cache, error))
+            faults.append(error.reason)
     return faults
-
-
-def _without_path(cache: Cache, error: CacheError) -> str:
-    return str(error).removeprefix(f"{cache.path}: ")
 
 
 def todays_canary(cache: Cache, *, weights: str | None = None, device: torch.device) -> Canary:

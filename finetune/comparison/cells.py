@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from featcache import layout
 from featcache.cache import Cache
+from featcache.disk import other_name_note
 from featcache.errors import UserError
 from featcache.files import one_line
 from featcache.subset import Subset
@@ -19,7 +20,7 @@ from heads.recipe import Recipe
 from heads.runs import plain_name, read_run
 
 #: Changes with what a cell's run is made by, so that runs of before are not taken for those of now.
-_VERSION = 1
+_VERSION = 2
 _DIGITS = 12
 
 
@@ -127,6 +128,16 @@ class CellPlan:
         except UserError as error:
             raise UserError(f"{one_line(error)}; remove that folder, and the cell is run anew") from error
         return True
+
+    def check_published(self, folder: Path, on_note: Callable[[str], None]) -> None:
+        """Say where its run went if another process, at work on the same cell, has published one first.
+
+        Raises:
+            UserError: what has its name is no run.
+        """
+        if folder.name != self.folder.name:
+            on_note(other_name_note(self.folder, folder))
+            self.is_finished()
 
     def cell(self, *, failure: str | None = None) -> Cell:
         """The cell as it came out."""

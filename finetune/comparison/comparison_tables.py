@@ -52,7 +52,7 @@ def differences_table(comparison: Comparison) -> Table:
             f"{each.mcnemar_p:.2g}",
             f"{each.p:.2g}",
             f"{each.holm_p:.2g}",
-            "tie" if each.tie else "better" if each.difference > 0 else "worse",
+            each.outcome,
         )
         for each in differences
     ]

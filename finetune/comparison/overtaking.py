@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.comparison.groups import Group, common_seeds, comparable, shared_test_rows
-from finetune.comparison.results import Overtaking
+from finetune.comparison.groups import Group, common_seeds, comparable
+from finetune.comparison.results import MARGIN, Overtaking
+from heads.evidence.paired_seeds import seeds_difference
 
 _RESAMPLES = 2000
 _SEED = 0
@@ -22,20 +23,20 @@ def overtaking_of(groups: Sequence[Group], head: Group, tuned: Group) -> Overtak
     The curves are drawn straight between sizes on a logarithmic scale. The interval is the percentile bootstrap's: the
     test images, the same for all sizes, and the seeds are drawn again 2,000 times. None for fewer than two sizes.
     """
-    test_rows = shared_test_rows(groups)
-    own = [each for each in groups if comparable(each, test_rows)]
-    by_size: dict[int, Doubles] = {}
+    own = comparable(groups)
+    by_size: dict[int, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
     for below in own:
         if (below.backbone, below.method) != (head.backbone, head.method):
             continue
         for above in own:
             same = (above.backbone, above.method, above.fraction) == (tuned.backbone, tuned.method, below.fraction)
             if same and (seeds := common_seeds(below, above)):
-                by_size[below.n_train] = above.hits(seeds).astype(np.float64) - below.hits(seeds)
+                by_size[below.n_train] = above.hits(seeds), below.hits(seeds)
     sizes = np.array(sorted(by_size), np.float64)
     if len(sizes) < 2:
         return None
-    unlike = [by_size[int(size)] for size in sizes]
+    hits = [by_size[int(size)] for size in sizes]
+    unlike = [above.astype(np.float64) - below for above, below in hits]
     found = crossing(sizes, np.array([part.mean() for part in unlike]))
     drawn = _redrawn(sizes, unlike)
     low_end, high_end = np.quantile(drawn, (0.025, 0.975), method="nearest")
@@ -49,7 +50,15 @@ def overtaking_of(groups: Sequence[Group], head: Group, tuned: Group) -> Overtak
         high=high_rows,
         smallest=smallest,
         largest=largest,
-        told=_told(found, low_end, high_end, smallest, largest, tuned.method),
+        told=_told(
+            found,
+            low_end,
+            high_end,
+            smallest,
+            largest,
+            tuned.method,
+            excluded=seeds_difference(*hits[-1]).ci95[1] < MARGIN,
+        ),
     )
 
 
@@ -80,19 +89,24 @@ def _redrawn(sizes: Doubles, unlike: Sequence[Doubles]) -> Doubles:
     return found
 
 
-def _told(found: float, low: float, high: float, smallest: int, largest: int, method: str) -> str:
+def _told(found: float, low: float, high: float, smallest: int, largest: int, method: str, *, excluded: bool) -> str:
+    """``excluded``: whether the interval of the difference at the largest size excludes a gain of one point.
+
+    The bootstrap alone does not show that a curve stays below: if few rows differ, all its draws may agree by chance.
+    """
     if found > largest:
-        if low > largest:
+        if low > largest and excluded:
             return f"{method} does not overtake it at up to {largest:,} training rows"
-        return f"{method} is not seen to overtake it at up to {largest:,} training rows, though it may be by chance"
+        return f"{method} is not seen to overtake it at up to {largest:,} training rows, which leaves it undecided"
     fewer = f"{smallest:,} or fewer"
-    where = f"from {fewer}" if found <= smallest else f"from about {_rounded(found)}"
-    begin = fewer if low <= smallest else _rounded(low)
-    end = fewer if high <= smallest else _rounded(high) if high <= largest else "never in sight"
+    where = f"from {fewer}" if found <= smallest else f"from about {two_digits(found)}"
+    begin = fewer if low <= smallest else two_digits(low)
+    end = fewer if high <= smallest else two_digits(high) if high <= largest else "never in sight"
     ends = begin if begin == end else f"{begin} to {end}"
-    return f"{method} is ahead {where} training rows on (95 % interval: {ends})"
+    seen = "is ahead" if high <= largest else "is seen ahead, which may be chance,"
+    return f"{method} {seen} {where} training rows on (95 % interval: {ends})"
 
 
-def _rounded(rows: float) -> str:
-    """Two digits: no interpolation is worth more."""
+def two_digits(rows: float) -> str:
+    """A number of rows to two digits: no interpolation is worth more."""
     return f"{float(f'{rows:.2g}'):,.0f}"

@@ -6,19 +6,38 @@ Accuracies, differences and shares are on the scale 0..1, times in seconds, memo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 #: Version of the keys in ``comparison.json``.
-SCHEMA = 1
+SCHEMA = 2
 
 #: What the failure of a cell that was not begun starts with.
 LEFT_OUT = "left out: "
 
+#: A gain that matters, one percentage point: only an interval that ends below it shows that there is none.
+MARGIN = 0.01
+
 Interval = tuple[float, float]
 Kind = Literal["head", "finetune"]
+Outcome = Literal["gain", "loss", "no gain", "undecided"]
+
+
+def largest_common_fraction(trained: Iterable[tuple[Kind, float]]) -> float:
+    """The largest share of the training rows on which both heads and fine-tuning were trained.
+
+    Without a share that both have it is the heads' largest, without heads that of fine-tuning, and 1.0 without either.
+
+    Args:
+        trained: the kind and the share of what may be compared.
+    """
+    fractions: dict[Kind, set[float]] = {"head": set(), "finetune": set()}
+    for kind, fraction in trained:
+        fractions[kind].add(fraction)
+    heads, tuned = fractions["head"], fractions["finetune"]
+    return max(heads & tuned or heads or tuned, default=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +90,9 @@ class TableRow:
         disk_bytes: the cache of features or maps, and one model.
         params: what was chosen, of the first seed.
         notes: sentences on what does not compare: failed seeds, other rows, other preprocessing, augmentation.
-        comparable: whether it has the test rows and labels that the others have; else it is in no difference.
+        comparable: whether it has the test rows that the others have, and the training and validation rows that others
+            of its fraction have; else it is in no difference. Those of a smaller fraction than the one compared are
+            comparable, among themselves.
     """
 
     backbone: str
@@ -114,7 +135,7 @@ class Difference:
         mcnemar_p: the exact p-value of McNemar's test on the first seed.
         p: the p-value that decides: mcnemar_p with one seed, else over images and seeds.
         holm_p: p adjusted for the number of methods of this kind that are compared.
-        tie: whether holm_p is 0.05 or more.
+        significant: whether holm_p is below 0.05. A difference that is not significant may still be a real one.
     """
 
     backbone: str
@@ -128,7 +149,14 @@ class Difference:
     mcnemar_p: float
     p: float
     holm_p: float
-    tie: bool
+    significant: bool
+
+    @property
+    def outcome(self) -> str:
+        """What tables say of it."""
+        if not self.significant:
+            return "no significant difference"
+        return "better" if self.difference > 0 else "worse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,17 +183,20 @@ class Verdict:
     """What the numbers come to.
 
     Attributes:
-        sentences: two or three, for the user.
+        sentences: two or three, for the user, and one more that names methods that were not compared.
         best_head, best_tuned: method names, chosen by validation accuracy, with ``_backbone`` beside them; None where
             there is none.
         gain: test accuracy of the best tuned method less that of the best head; gain_ci95, and gain_holm_p adjusted for
             the number of tuned methods.
         beyond_chance: whether fine-tuning gains: gain above 0 and gain_holm_p below 0.05. None without both kinds.
+        outcome: "gain" if beyond_chance; "loss" if gain is below 0 and gain_holm_p below 0.05; else "no gain" if
+            gain_ci95 ends below `MARGIN`, and "undecided" if it does not. None without both kinds.
         extra_minutes: that the best tuned method takes beyond the best head, embedding and search included, a seed.
         points_per_minute: percentage points of gain for each of them; None where it takes none.
         overtakes: from the learning curves; None where fewer than two sizes were run.
         rule_of_thumb: which strategy the number of training rows suggests: features, partial or full.
-        follows_rule: whether the data set follows it; None where the methods that it takes were not run.
+        follows_rule: whether the data set follows it; None where the methods that it takes were not run, and where the
+            intervals leave it undecided.
     """
 
     sentences: tuple[str, ...]
@@ -177,6 +208,7 @@ class Verdict:
     gain_ci95: Interval | None = None
     gain_holm_p: float | None = None
     beyond_chance: bool | None = None
+    outcome: Outcome | None = None
     extra_minutes: float | None = None
     points_per_minute: float | None = None
     overtakes: Overtaking | None = None
@@ -209,6 +241,11 @@ class Comparison:
     differences: tuple[Difference, ...]
     verdict: Verdict
     report: Path | None = None
+
+    @property
+    def compared_fraction(self) -> float:
+        """The share of the training rows that differences and verdict are of."""
+        return largest_common_fraction((row.kind, row.fraction) for row in self.table if row.comparable)
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""

@@ -109,4 +109,4 @@ def _fit_head(plan: CellPlan, watch: Watch) -> None:
         views="plain",
     )
     piece = HeadPiece(source=source, recipe=plan.recipe, folder=plan.folder.resolve(), command=plan.place.command)
-    fit_and_publish(piece, watch.on_candidate)
+    plan.check_published(fit_and_publish(piece, watch.on_candidate).folder, watch.on_note)

@@ -12,6 +12,7 @@ from featcache.errors import UsageError
 from featcache.machine import choose_device, fast_precision
 from finetune.cached_rows import backbone_of
 from finetune.comparison.cells import CellPlan
+from finetune.interpolation import overwrite
 from finetune.linear_start import linear_start
 from finetune.new_head import replace_head, set_head
 from finetune.planning import make_plan
@@ -42,7 +43,7 @@ class Start:
 
     def restore(self) -> None:
         """Give the model the weights that it began with."""
-        self.backbone.staged.model.load_state_dict(self.state)
+        overwrite(self.backbone.staged.model.state_dict(), self.state)
 
 
 def begin(cell: CellPlan) -> Start:

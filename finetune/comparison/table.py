@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from featcache.layout import canonical_json
-from finetune.comparison.groups import Finished, Group, comparable, shared_test_rows
+from finetune.comparison.differences import not_compared, reference_of
+from finetune.comparison.groups import Finished, Group, at_largest_common_fraction, common_seeds, comparable
 from finetune.comparison.results import TableRow
 from heads.evidence.metrics import wilson
 
@@ -22,46 +23,48 @@ def table_rows(groups: Sequence[Group], *, cache_dir: Path) -> tuple[TableRow, .
         groups: the largest share of the rows first.
         cache_dir: where caches lie, whose files are counted as far as they are there.
     """
-    test_rows = shared_test_rows(groups)
-    usual = _Usual.of(groups, test_rows)
-    return tuple(_row(each, usual, test_rows, cache_dir) for each in groups)
+    usual, alike = _Usual.of(groups), comparable(groups)
+    rows_notes = {each: f"{reason}: in no difference" for each, reason in not_compared(groups).items()} | _few_seeds(
+        groups
+    )
+    return tuple(_row(each, usual, each in alike, rows_notes.get(each), cache_dir) for each in groups)
+
+
+def _few_seeds(groups: Sequence[Group]) -> dict[Group, str]:
+    """A note on each group whose difference is over fewer seeds than it or the reference has."""
+    reference, notes = reference_of(groups), {}
+    if reference is None:
+        return {}
+    for each in at_largest_common_fraction(groups):
+        seeds = common_seeds(each, reference)
+        if 0 < len(seeds) < max(len(each.runs), len(reference.runs)):
+            which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            notes[each] = f"compared over {which} alone"
+    return notes
 
 
 class _Usual:
-    """What most runs have, which others are marked against.
-
-    ``preprocessing`` is by backbone, ``rows`` by seed and share of the rows, as fingerprints.
-    """
+    """What most comparable runs have, which others are marked against; ``preprocessing`` is by backbone."""
 
     def __init__(self) -> None:
         self.preprocessing: dict[str, str] = {}
-        self.rows: dict[tuple[int, float], str] = {}
         self.augment = "none"
-        self.refit = False
 
     @classmethod
-    def of(cls, groups: Sequence[Group], test_rows: str | None) -> _Usual:
+    def of(cls, groups: Sequence[Group]) -> _Usual:
         usual = cls()
         augments: Counter[str] = Counter()
-        refits: Counter[bool] = Counter()
         preprocessing: dict[str, Counter[str]] = {}
-        rows: dict[tuple[int, float], Counter[str]] = {}
-        for each in groups:
-            if not comparable(each, test_rows):
-                continue
-            for seed, run in each.runs.items():
+        for each in comparable(groups):
+            for run in each.runs.values():
                 preprocessing.setdefault(each.backbone, Counter())[_preprocessing(run.record)] += 1
-                rows.setdefault((seed, each.fraction), Counter())[run.record["dataset"]["fingerprint"]] += 1
                 augments[run.record["augment"]] += 1
-                refits[bool(run.record["selection"].get("refit"))] += 1
         usual.preprocessing = {key: counts.most_common(1)[0][0] for key, counts in preprocessing.items()}
-        usual.rows = {key: counts.most_common(1)[0][0] for key, counts in rows.items()}
         usual.augment = "none" if augments["none"] or not augments else augments.most_common(1)[0][0]
-        usual.refit = refits[True] > refits[False]
         return usual
 
 
-def _row(each: Group, usual: _Usual, test_rows: str | None, cache_dir: Path) -> TableRow:
+def _row(each: Group, usual: _Usual, is_comparable: bool, rows_note: str | None, cache_dir: Path) -> TableRow:
     failed = [cell for cell in each.cells if cell.failure is not None]
     notes = list(_failures(each))
     shared: dict[str, Any] = {
@@ -76,8 +79,8 @@ def _row(each: Group, usual: _Usual, test_rows: str | None, cache_dir: Path) -> 
         return TableRow(**shared, notes=tuple(notes), comparable=False)
     runs = list(each.runs.values())
     first = runs[0].record
-    is_comparable = comparable(each, test_rows)
-    notes += _marks(each, usual, is_comparable)
+    notes += [] if rows_note is None else [rows_note]
+    notes += _marks(each, usual)
     accuracies = [run.record["metrics"]["test"]["accuracy"] for run in runs]
     losses = [run.record["metrics"]["test"]["log_loss"] for run in runs]
     accuracy, n_test = float(np.mean(accuracies)), first["dataset"]["n_test"]
@@ -117,20 +120,16 @@ def _failures(each: Group) -> Iterator[str]:
         yield reason if len(seeds) == len(each.cells) else f"{which}: {reason}"
 
 
-def _marks(each: Group, usual: _Usual, is_comparable: bool) -> Iterator[str]:
-    records = {seed: run.record for seed, run in each.runs.items()}
-    if not is_comparable:
-        yield "other test rows: in no difference"
-    elif any(record["dataset"]["fingerprint"] != usual.rows[seed, each.fraction] for seed, record in records.items()):
-        yield "other training or validation rows"
-    sizes = [record["encoder"].get("preprocessing", {}).get("image_size") for record in records.values()]
-    if any(_preprocessing(r) != usual.preprocessing.get(each.backbone, _preprocessing(r)) for r in records.values()):
+def _marks(each: Group, usual: _Usual) -> Iterator[str]:
+    if each.kind == "head" and each.val_is_of_best_epoch:
+        yield "validation accuracy is its best epoch's: the reference only without other heads"
+    records = [run.record for run in each.runs.values()]
+    sizes = [record["encoder"].get("preprocessing", {}).get("image_size") for record in records]
+    if any(_preprocessing(r) != usual.preprocessing.get(each.backbone, _preprocessing(r)) for r in records):
         yield f"other preprocessing{f' ({sizes[0]} px)' if sizes[0] else ''}"
-    augments = {str(record["augment"]) for record in records.values()}
+    augments = {str(record["augment"]) for record in records}
     if augments != {usual.augment}:
         yield f"augmented: {', '.join(sorted(augments))}" if augments != {"none"} else "not augmented"
-    if any(bool(record["selection"].get("refit")) != usual.refit for record in records.values()):
-        yield "not refitted on validation rows" if usual.refit else "refitted on validation rows, too"
 
 
 def _preprocessing(record: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,7 @@ from finetune.rate_finder import FoundRates, find_rates
 from finetune.trunk_cache import TrunkCached, with_trunk_cache
 from finetune.trunk_choice import choose_trunk
 from finetune.tuned_run import fine_tune, run_record
-from finetune.unfinished import is_unfinished, work_folder
+from finetune.unfinished import work_folder
 from heads.runs import read_run
 
 #: In this the maps have the bits that training from images would compute, so that whether they are cached, which
@@ -66,63 +65,61 @@ def run_tuned_cell(
     if method.lr == AUTO:
         found = find_rates(staged, plan, tuning.train, settings=start.settings, device=start.device)
         plan, _ = first_plan(cell, start, rate=found.suggested)
-    work = work_folder(
-        place.runs_dir,
-        cell.fingerprint,
-        command=place.command,
-        resume=is_unfinished(place.runs_dir, cell.fingerprint),
-    ).folder
-    trunk = _trunk_of(cell, start, plan, tuning, on_note)
-    rows = tuning if trunk is None else trunk.rows
-    plans = [
-        replace(plan, rates={group: float(f"{rate * factor:.12g}") for group, rate in plan.rates.items()})
-        for factor in RATE_FACTORS[: method.trials]
-    ]
-    trials = [
-        try_rate(
-            start,
-            each,
+    with work_folder(place.runs_dir, cell.fingerprint, command=place.command, resume=True, or_new=True) as work:
+        for told in work.notes:
+            on_note(told)
+        trunk = _trunk_of(cell, start, plan, tuning, on_note)
+        rows = tuning if trunk is None else trunk.rows
+        plans = [
+            replace(plan, rates={group: float(f"{rate * factor:.12g}") for group, rate in plan.rates.items()})
+            for factor in RATE_FACTORS[: method.trials]
+        ]
+        trials = [
+            try_rate(
+                start,
+                each,
+                rows,
+                work.folder / f"trial-{number}",
+                _fingerprint(cell, number),
+                on_step,
+                record_test_curve=place.record_test_curve,
+            )
+            for number, each in enumerate(plans)
+        ]
+        finished = [number for number, trial in enumerate(trials) if trial.val_accuracy is not None]
+        if not finished:
+            raise UserError(f"none of {len(trials)} rates ends well: {trials[0].failure}")
+        best = max(finished, key=lambda number: (trials[number].val_accuracy or 0.0, -(trials[number].val_loss or 0.0)))
+        start.restore()
+        tuned = fine_tune(
+            staged,
+            plans[best],
             rows,
-            work / f"trial-{number}",
-            _fingerprint(cell, number),
-            on_step,
-            record_test_curve=place.record_test_curve,
+            settings=start.settings,
+            device=start.device,
+            refit=False,
+            work=work.folder / f"trial-{best}",
+            fingerprint=_fingerprint(cell, best),
+            resume=True,
         )
-        for number, each in enumerate(plans)
-    ]
-    finished = [number for number, trial in enumerate(trials) if trial.val_accuracy is not None]
-    if not finished:
-        raise UserError(f"none of {len(trials)} rates ends well: {trials[0].failure}")
-    best = max(finished, key=lambda number: (trials[number].val_accuracy or 0.0, -(trials[number].val_loss or 0.0)))
-    start.restore()
-    tuned = fine_tune(
-        staged,
-        plans[best],
-        rows,
-        settings=start.settings,
-        device=start.device,
-        refit=False,
-        work=work / f"trial-{best}",
-        fingerprint=_fingerprint(cell, best),
-        resume=True,
-    )
-    rates = ", ".join(f"{trial.lr:.3g}" for trial in trials)
-    notes.append(f"peak rate {trials[best].lr:.3g}: the highest validation accuracy of {len(trials)} ({rates})")
-    record = run_record(
-        cache,
-        tuning,
-        tuned,
-        staged,
-        weights=start.backbone.weights,
-        device=start.device,
-        command=place.command,
-        notes=tuple(notes),
-        trunk=trunk,
-    )
-    _add_trials(record, cell, trials, best, trunk, found)
-    canary = trunk_canary(start.backbone, precision=start.settings.precision, device=start.device)
-    publish(cell.folder, record=record, tuned=tuned, model=staged.model, canary=canary, found=found)
-    shutil.rmtree(work, ignore_errors=True)
+        rates = ", ".join(f"{trial.lr:.3g}" for trial in trials)
+        notes.append(f"peak rate {trials[best].lr:.3g}: the highest validation accuracy of {len(trials)} ({rates})")
+        record = run_record(
+            cache,
+            tuning,
+            tuned,
+            staged,
+            weights=start.backbone.weights,
+            device=start.device,
+            command=place.command,
+            notes=tuple(notes),
+            trunk=trunk,
+        )
+        _add_trials(record, cell, trials, best, trunk, found)
+        canary = trunk_canary(start.backbone, precision=start.settings.precision, device=start.device)
+        folder = publish(cell.folder, record=record, tuned=tuned, model=staged.model, canary=canary, found=found)
+        work.remove()
+    cell.check_published(folder, on_note)
     return record
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, new_parser, run
+from featcache.disk import other_name_note, publish_folder
 from featcache.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ def _parser() -> Parser:
 def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dict[str, Any]:
     if arguments.top < 0:
         raise UsageError(f"--top {arguments.top}: expected a whole number from 0 on")
-    from heads.runs import check_run_name, created_now, new_run_name, published
+    from heads.runs import check_run_name, created_now, new_run_name
 
     if arguments.name is not None:
         check_run_name(arguments.audits_dir, arguments.name)
-    cache = _cache(arguments)
+    cache = _cache(arguments, console)
     encoder = cache.encoder["backbone"]
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in cache.splits.items())
     console.note(f"cache {cache.path}: {cache.dataset}, {encoder} ({cache.provenance['weights']}), rows: {sizes}")
@@ -63,8 +64,6 @@ def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dic
     from heads.audit.findings import write_findings
 
     found = audit(cache, seed=arguments.seed, tell=console.note)
-    name = arguments.name or new_run_name(arguments.audits_dir, f"{cache.dataset}-{encoder}")
-    folder = arguments.audits_dir / name
     told: dict[str, Any] = {
         "schema": 1,
         "command": command,
@@ -78,11 +77,17 @@ def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dic
         "notes": list(found.notes),
     }
     page, no_page = _page(found, cache, sizes, arguments.top, told["created"])
-    with published(folder) as temporary:
+
+    def write(temporary: Path) -> None:
         (temporary / "audit.json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
         write_findings(temporary / "findings.csv", found.findings)
         if page is not None:
             (temporary / "audit.html").write_text(page, encoding="utf-8")
+
+    name = arguments.name or new_run_name(arguments.audits_dir, f"{cache.dataset}-{encoder}")
+    folder = publish_folder(arguments.audits_dir / name, write, numbered=arguments.name is None)
+    if arguments.name is not None and folder.name != name:
+        console.note(other_name_note(arguments.audits_dir / name, folder))
     _tell(console, found, cache.dataset)
     if no_page:
         console.note(f"  no page: {no_page}")
@@ -94,7 +99,7 @@ def _audit(arguments: argparse.Namespace, console: Console, command: str) -> dic
     return {**told, "folder": str(folder)}
 
 
-def _cache(arguments: argparse.Namespace) -> Cache:
+def _cache(arguments: argparse.Namespace, console: Console) -> Cache:
     """The cache that was named, or the newest that bin/fit-head would take."""
     from heads.asked_command import caches_of
 
@@ -110,7 +115,7 @@ def _cache(arguments: argparse.Namespace) -> Cache:
         precision=arguments.precision,
         pool=False,
     )
-    return caches_of(asked)[0]
+    return caches_of(asked, console)[0]
 
 
 def _page(found: Audit, cache: Cache, sizes: str, top: int, created: str) -> tuple[str | None, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featcache.errors import UserError
 
 Hits = NDArray[np.bool_]
-Verdict = Literal["better", "worse", "tie"]
+Verdict = Literal["better", "worse", "no significant difference"]
 
 _Z = 1.959963984540054  # 97.5 % of a normal distribution
 _RESAMPLES = 10_000
@@ -40,8 +40,9 @@ class PairedDifference:
 class Comparison:
     """A run against the reference: `difference` in accuracy is this run's minus the reference's.
 
-    `p_holm` is `p_value` adjusted for the number of runs compared. `verdict` is "tie" from p_holm 0.05 on, otherwise
-    "better" or "worse" as the difference has it.
+    `p_holm` is `p_value` adjusted for the number of runs compared. `verdict` is "no significant difference" from p_holm
+    0.05 on, otherwise "better" or "worse" as the difference has it. That a difference is not significant does not show
+    that there is none: `ci95` tells how large it may be.
     """
 
     name: str
@@ -147,10 +148,16 @@ def compare_runs(
             ci95=each.ci95,
             p_value=each.p_value,
             p_holm=p_holm,
-            verdict="tie" if p_holm >= _LEVEL else "better" if each.difference > 0 else "worse",
+            verdict=_verdict(each.difference, p_holm),
         )
         for name, each, p_holm in zip(others, found, adjusted, strict=True)
     ]
+
+
+def _verdict(difference: float, p_holm: float) -> Verdict:
+    if p_holm >= _LEVEL:
+        return "no significant difference"
+    return "better" if difference > 0 else "worse"
 
 
 def _discordant(correct_a: Hits, correct_b: Hits) -> tuple[int, int]:

@@ -26,9 +26,14 @@ def refuse_drift(run: LoadedRun, *, cache_dir: Path) -> str:
     Raises:
         UserError: the features are further apart than the precision allows.
     """
-    then = read_canary(run.folder, n_encoders=len(run.embeddings)) or _of_caches(run, cache_dir)
+    then, why = read_canary(run.folder, n_encoders=len(run.embeddings)), ""
+    try:
+        then = then or _of_caches(run, cache_dir)
+    except CacheError as error:
+        why = f" ({error})"
     if then is None:
-        return "CANARY NOT CHECKED: the run keeps none, and its cache is not at hand; features may have drifted unseen"
+        missing = f"the run keeps none, and its cache is not at hand{why}"
+        return f"CANARY NOT CHECKED: {missing}; features may have drifted unseen"
     told = []
     recorded = _engines(run)
     for embedding, before, engine in zip(run.embeddings, then, recorded, strict=True):
@@ -54,10 +59,7 @@ def _engines(run: LoadedRun) -> list[str]:
 def _of_caches(run: LoadedRun, cache_dir: Path) -> tuple[Canary, ...] | None:
     if run.record["kind"] == "finetune":
         return None
-    try:
-        return tuple(stored_canary(cache) for cache in caches_of_run(run, cache_dir))
-    except CacheError:
-        return None
+    return tuple(stored_canary(cache) for cache in caches_of_run(run, cache_dir))
 
 
 def caches_of_run(run: LoadedRun, cache_dir: Path) -> tuple[Cache, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.command_line import Console, Parser, new_parser, run
+from featcache.disk import other_name_note
 
 if TYPE_CHECKING:
     from heads.serving.exporting import Exported
@@ -68,6 +69,8 @@ def _export(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
             check.counted()  # refuses what holds no images
         exported = export_run(_loaded(folder, arguments, console), path, check=check, **settings)
     _tell(console, exported)
+    if exported.path != path:
+        console.note(other_name_note(path, exported.path))
     return {
         "file": str(exported.path),
         "format": file_format,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.disk import explained, removed_on_failure, sync_folder
+from featcache.disk import explained, give_name, removed_on_failure, sync_file
 from featcache.errors import UsageError, UserError, missing_extra
 from heads.serving import graph, onnx_file, torch_file, weights_file
 from heads.serving.description import as_texts, description
@@ -36,7 +34,7 @@ class Exported:
     """A file that was written.
 
     Attributes:
-        path, n_bytes: the file.
+        path, n_bytes: the file; its name has a number if another process took the one that was asked for.
         description: what it tells of itself.
         parity: how far it is from the run.
     """
@@ -92,11 +90,15 @@ def export_run(
         )
     servable = Servable(run, with_preprocessing=with_preprocessing)
     told = description(run, servable)
-    with _published(path, force=force) as temporary:
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with explained(path.parent), removed_on_failure(temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
         runner = _written(run, servable, temporary, told, file_format)
         parity = _compared(run, servable, runner, check, _RUNTIMES[file_format])
         n_bytes = temporary.stat().st_size
-    return Exported(path=path, n_bytes=n_bytes, description=told, parity=parity)
+        sync_file(temporary)
+    given = give_name(temporary, path, replace=force)
+    return Exported(path=given, n_bytes=n_bytes, description=told, parity=parity)
 
 
 def _written(run: LoadedRun, servable: Servable, path: Path, told: dict[str, Any], file_format: str) -> Runner:
@@ -140,20 +142,6 @@ def _mend(run: LoadedRun) -> str:
         return "take another --format"
     again = "train it" if run.record["kind"] == "finetune" else "embed with --storage float32 and fit the head"
     return f"its features are {precision} in {storage}, the file computes in fp32: {again} anew with --precision fp32"
-
-
-@contextmanager
-def _published(path: Path, *, force: bool) -> Iterator[Path]:
-    """A file under another name to write to, synced and renamed to ``path`` once all is done."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    with explained(path.parent), removed_on_failure(temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        _refuse_taken(path, force=force)  # by another process, meanwhile
-        temporary.replace(path)
-        sync_folder(path.parent)
 
 
 def _refuse_taken(path: Path, *, force: bool) -> None:

@@ -1,11 +1,10 @@
-"""Images, folders and a list of paths in; the images' paths, one by one and in a fixed order, out."""
+"""List the paths of given images, of those in given folders and of those in a list, in a fixed order."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from featcache.errors import UsageError, UserError
-from featcache.folders import image_files
+from featcache.folders import ImageLister, LeftOut
 
 #: What stands for the list of paths.
 LIST = "-"
@@ -36,21 +35,21 @@ class Inputs:
     given: tuple[str, ...]
     listed: BinaryIO
 
-    def paths(self, left_out: Counter[str] | None = None) -> Iterator[str]:
-        """All of them; what folders hold besides images is counted in ``left_out`` by its ending."""
-        left_out = Counter() if left_out is None else left_out
+    def paths(self, left_out: LeftOut | None = None) -> Iterator[str]:
+        """All of them; what folders hold besides images is counted in ``left_out``."""
+        left_out = LeftOut() if left_out is None else left_out
         for name in self.given:
             if name == LIST:
                 yield from self._listed()
             elif Path(name).is_dir():
-                for path in image_files(Path(name), left_out):
+                for path in ImageLister([Path(name)]).images(Path(name), left_out):
                     yield str(path)
             else:
                 yield name
 
-    def counted(self) -> tuple[int, Counter[str]]:
-        """How many there are, and what folders hold besides, by ending. Raises UserError where there are none."""
-        left_out: Counter[str] = Counter()
+    def counted(self) -> tuple[int, LeftOut]:
+        """How many there are, and what folders hold besides. Raises UserError if there are none."""
+        left_out = LeftOut()
         count = sum(1 for _ in self.paths(left_out))
         if not count:
             raise UserError(

@@ -105,9 +105,8 @@ def _predict(
     format_name: str,
 ) -> dict[str, Any]:
     total, left_out = inputs.counted()
-    if left_out:
-        kinds = ", ".join(f"{count:,} {suffix or 'without an ending'}" for suffix, count in sorted(left_out.items()))
-        console.note(f"files left out, being no JPEG, PNG, WebP, BMP or TIFF: {kinds}")
+    for note in left_out.notes():
+        console.note(note)
     loaded, asked = _loaded(folder, record, arguments, console)
 
     from heads.serving.labelling import label_to_file, label_to_stream

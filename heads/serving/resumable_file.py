@@ -7,7 +7,6 @@ at any moment leaves a record that the file bears out. What lies beyond is dropp
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -21,6 +20,7 @@ from typing import Any
 from featcache import layout
 from featcache.disk import explained, sync_folder
 from featcache.errors import UserError
+from featcache.locks import lock_now
 from heads.plain_data import read_object
 
 _FORMAT, _VERSION = "featcache-predictions", 1
@@ -129,8 +129,11 @@ def resumed(path: Path, job: Mapping[str, Any], *, header: str, anew: bool = Fal
             path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(_partial_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             file = held.enter_context(FileIO(fd, "r+"))
-            if not _locked(file, _partial_path(path)):
+            if not lock_now(fd, _partial_path(path)):
                 raise UserError(f"{path}: another process is making it; wait for it, or name another file")
+            if path.exists() and not anew and not os.fstat(fd).st_size:
+                _partial_path(path).unlink()
+            refuse_finished(path, anew=anew)  # by another process, between the first question and the lock
             progress = None if anew else _progress(path, job)
             if progress is None or progress.n_bytes > os.fstat(fd).st_size:
                 progress = Progress(n_bytes=len(header.encode()))
@@ -159,15 +162,6 @@ def check_unchanged(made: ResumableFile, marks: Iterator[str]) -> None:
             f"{made.path}: its first {made.progress.items:,} images are not those that are given now, or were changed "
             "since; give the same ones, or begin anew with --restart"
         )
-
-
-def _locked(file: FileIO, path: Path) -> bool:
-    """Whether this process has the file to itself, and it is still there under its name, not just published."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def _write(file: FileIO, data: bytes) -> None:

@@ -75,11 +75,13 @@ def training_neighbors(run: LoadedRun, *, cache_dir: Path, device: torch.device)
 
 def _tuned_cache(run: LoadedRun, cache_dir: Path) -> tuple[Cache, ...]:
     digest = run.backbone.weights["sha256"]
-    for cache in find_caches(cache_dir):
+    refusals: list[CacheError] = []
+    for cache in find_caches(cache_dir, on_refusal=refusals.append):
         is_its_own = cache.encoder["weights"].get("sha256") == digest and cache.dataset == run.record["dataset"]["name"]
         if is_its_own and cache.holds_vectors:
             return (cache,)
+    unreadable = f" (found {'; '.join(map(str, refusals[:3]))})" if refusals else ""
     raise CacheError(
-        f"{cache_dir}: no cache of its own features; make one with bin/embed --backbone {run.backbone.name} --weights "
-        f"{run.folder} on its data set"
+        f"{cache_dir}: no cache of its own features{unreadable}; make one with bin/embed --backbone "
+        f"{run.backbone.name} --weights {run.folder} on its data set"
     )

@@ -18,6 +18,7 @@ from torch import nn
 from featcache.backbones import OFFLINE_BACKBONE
 from featcache.errors import UserError
 from featcache.preprocessing import Preprocessing
+from featcache.weights import load_into
 from heads.predictors import LinearHead, MLPHead
 from heads.serving.head_layers import head_layers
 from heads.serving.loaded_run import LoadedRun
@@ -65,7 +66,7 @@ def reader(
     """
     from safetensors.torch import load_file
 
-    model.load_state_dict(load_file(path))
+    load_into(model, load_file(path), name=path.name, backbone=type(model).__name__)
     mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
     std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
 
@@ -80,6 +81,8 @@ def reader(
 
 def loading_lines(run: LoadedRun) -> str:
     """Lines of Python that make the model ``model`` of the weights in the file ``path``."""
+    from torchvision.models import MNASNet
+
     staged, head = run.backbone.staged, run.head
     parent, _, name = staged.head_name.rpartition(".")
     n_classes, n_features = head.n_classes, head.n_features
@@ -89,12 +92,21 @@ def loading_lines(run: LoadedRun) -> str:
         first, last = f"torch.nn.Linear({n_features}, {n_hidden})", f"torch.nn.Linear({n_hidden}, {n_classes})"
         layer = f"torch.nn.Sequential({first}, torch.nn.ReLU(), {last})"
     library, call = _building(run.backbone.name, staged.model)
+    state = "load_file(path)"
+    versions = []
+    if isinstance(staged.model, MNASNet):  # which refuses weights without a version of its layout
+        library, state = f"{library}, collections", "state"
+        versions = [
+            "state = collections.OrderedDict(load_file(path))",
+            f"state._metadata = {{'': {{'version': {staged.model._version}}}}}",
+        ]
     lines = [
         f"import torch, {library}",
         "from safetensors.torch import load_file",
         f"model = {call}",
         f"setattr(model.get_submodule({parent!r}), {name!r}, {layer})",
-        "model.load_state_dict(load_file(path))",
+        *versions,
+        f"model.load_state_dict({state})",
         "model.eval()",
     ]
     return "\n".join(lines)

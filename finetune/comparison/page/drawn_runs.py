@@ -28,22 +28,23 @@ class FinishedRuns:
     """What was read.
 
     Attributes:
+        fraction: the share of the training rows that is compared.
         records: ``run.json`` of each cell that has one, in the order of the cells.
         head, tuned: the best of each kind, with predictions; None where there is none.
         unread: runs that can't be read or drawn, and why.
     """
 
+    fraction: float
     records: tuple[tuple[Cell, Mapping[str, Any]], ...]
     head: Best | None
     tuned: Best | None
     unread: tuple[tuple[str, str], ...]
 
     def tuned_records(self, backbone: str) -> dict[str, list[Mapping[str, Any]]]:
-        """Those of fine-tuning on the largest share of the rows, by method, for each seed one."""
-        largest = max((cell.fraction for cell, _ in self.records), default=1.0)
+        """Those of fine-tuning on the share of the rows that is compared, by method, for each seed one."""
         found: dict[str, list[Mapping[str, Any]]] = {}
         for cell, record in self.records:
-            if cell.kind == "finetune" and cell.backbone == backbone and cell.fraction == largest:
+            if cell.kind == "finetune" and cell.backbone == backbone and cell.fraction == self.fraction:
                 found.setdefault(cell.method, []).append(record)
         return found
 
@@ -56,7 +57,7 @@ def read_finished(comparison: Comparison) -> FinishedRuns:
         "head": (verdict.best_head_backbone, verdict.best_head),
         "tuned": (verdict.best_tuned_backbone, verdict.best_tuned),
     }
-    largest = max((cell.fraction for cell in comparison.cells if cell.run is not None), default=1.0)
+    fraction = comparison.compared_fraction
     records, unread, best = [], [], {}
     for cell in comparison.cells:
         if cell.run is None:
@@ -71,9 +72,20 @@ def read_finished(comparison: Comparison) -> FinishedRuns:
             continue
         records.append((cell, run.record))
         for kind, key in sought.items():
-            if key == (cell.backbone, cell.method) and cell.fraction == largest and kind not in best:
+            if key == (cell.backbone, cell.method) and cell.fraction == fraction and kind not in best:
                 best[kind] = Best(name=named(cell.backbone, cell.method, several=several), run=run)
-    return FinishedRuns(records=tuple(records), head=best.get("head"), tuned=best.get("tuned"), unread=tuple(unread))
+    tuned = [cell for cell, _ in records if cell.kind == "finetune"]
+    drawn = {(cell.backbone, cell.method) for cell in tuned if cell.fraction == fraction}
+    lacking = dict.fromkeys((each.backbone, each.method) for each in tuned if (each.backbone, each.method) not in drawn)
+    why = f"its training: it has no run on {100 * fraction:g} % of the training images, which is what is compared"
+    unread += [(named(*key, several=several), why) for key in lacking]
+    return FinishedRuns(
+        fraction=fraction,
+        records=tuple(records),
+        head=best.get("head"),
+        tuned=best.get("tuned"),
+        unread=tuple(unread),
+    )
 
 
 def _fault(record: Mapping[str, Any]) -> str:

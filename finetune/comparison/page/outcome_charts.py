@@ -64,7 +64,7 @@ def difference_picture(differences: Sequence[Difference], numbers: Mapping[str, 
     against = named(differences[0].against_backbone, differences[0].against, several=several)
     told = (
         f"{name}: {100 * each.difference:+.1f} ({100 * each.ci95[0]:+.1f} to {100 * each.ci95[1]:+.1f})"
-        f"{', a tie' if each.tie else ''}."
+        f"{'' if each.significant else ', not significant'}."
         for name, each in zip(names, differences, strict=True)
     )
 
@@ -74,7 +74,7 @@ def difference_picture(differences: Sequence[Difference], numbers: Mapping[str, 
             mark = Mark(numbers[each.method])
             style = {"color": mark.color(theme), "solid_capstyle": "round"}
             axes.plot([100 * end for end in each.ci95], [y, y], linewidth=2.4, alpha=0.75, **style)  # type: ignore[arg-type]
-            axes.plot([100 * each.difference], [y], **mark.point(theme, hollow=each.tie))
+            axes.plot([100 * each.difference], [y], **mark.point(theme, hollow=not each.significant))
         _name_rows(axes, names)
         axes.set_xlabel(f"points of test accuracy above {short(against)}")
 
@@ -82,7 +82,8 @@ def difference_picture(differences: Sequence[Difference], numbers: Mapping[str, 
         "differences",
         draw,
         title="Difference from the best head",
-        caption="Lines are 95 % intervals on the same test images. Hollow marks are ties: it could be chance.",
+        caption="Lines are 95 % intervals on the same test images. Hollow marks are not significant, which leaves both "
+        "signs possible.",
         alt=f"Test accuracy less that of {against}, in points. {' '.join(told)}",
         height=_height(len(differences)),
     )

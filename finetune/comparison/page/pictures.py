@@ -23,7 +23,7 @@ from finetune.comparison.page.outcome_charts import (
     loss_picture,
     size_picture,
 )
-from finetune.comparison.page.points import Point, method_numbers, of_largest, points_of
+from finetune.comparison.page.points import Point, at_fraction, method_numbers, points_of
 from finetune.comparison.page.sections import Shown
 from finetune.comparison.page.style import Picture
 from finetune.comparison.page.training_charts import training_pictures
@@ -49,7 +49,8 @@ def draw_all(comparison: Comparison, *, cache_dir: Path | None, projection: Proj
     costs, sizes, training, choices = [], [], [], _selection(runs)
     for backbone, suffix in suffixes.items():
         mine = [point for point in points if point.backbone == backbone]
-        costs += [cost_picture(of_largest(mine), suffix=suffix)] if mine else []
+        compared = at_fraction(mine, comparison.compared_fraction)
+        costs += [cost_picture(compared, suffix=suffix)] if compared else []
         sizes += [size_picture(mine, suffix=suffix)] if len({point.n_train for point in mine}) > 1 else []
         records = runs.tuned_records(backbone)
         histories = {method: [record["history"] for record in each] for method, each in records.items()}
@@ -61,7 +62,7 @@ def draw_all(comparison: Comparison, *, cache_dir: Path | None, projection: Proj
     both = [(kind, best) for kind, best in (("head", runs.head), ("tuned", runs.tuned)) if best]
     shown = _of_images([best for _, best in both], cache_dir, projection)
     return Shown(
-        outcome=_outcome(of_largest(points)),
+        outcome=_outcome(at_fraction(points, comparison.compared_fraction)),
         differences=(difference_picture(comparison.differences, numbers),) if comparison.differences else (),
         cost=tuple(costs),
         size=tuple(sizes),

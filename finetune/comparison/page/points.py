@@ -69,7 +69,6 @@ def named(backbone: str, method: str, *, several: bool) -> str:
     return f"{method}, {backbone}" if several else method
 
 
-def of_largest(points: Sequence[Point]) -> list[Point]:
-    """Those of the largest share of the training rows."""
-    largest = max((point.fraction for point in points), default=1.0)
-    return [point for point in points if point.fraction == largest]
+def at_fraction(points: Sequence[Point], fraction: float) -> list[Point]:
+    """Those of one share of the training rows."""
+    return [point for point in points if point.fraction == fraction]

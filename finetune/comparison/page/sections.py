@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.comparison.page import words
 from finetune.comparison.page.tables import PageTable, differences_table, results_table
-from finetune.comparison.results import Comparison
+from finetune.comparison.results import Comparison, Outcome
 
 if TYPE_CHECKING:
     from finetune.comparison.page.gallery import Sampled, Thumbnail
     from finetune.comparison.page.style import Picture
 
+#: What the page says of the verdict's outcome beside the gain.
+_OUTCOMES: Mapping[Outcome, str] = {
+    "gain": "beyond chance",
+    "loss": "a loss beyond chance",
+    "no gain": "less than one point",
+    "undecided": "undecided",
+}
 _CHOSEN = "A choice was made by validation accuracy alone; test images were scored once, at the end."
 
 
@@ -74,20 +81,19 @@ def facts_of(comparison: Comparison) -> list[Fact]:
         ("Best cached head", verdict.best_head, verdict.best_head_backbone),
         ("Best fine-tuning", verdict.best_tuned, verdict.best_tuned_backbone),
     )
-    largest = max((row.fraction for row in comparison.table), default=1.0)
+    fraction = comparison.compared_fraction
     for name, method, backbone in best:
         for row in comparison.table:
-            if (row.method, row.backbone, row.fraction) == (method, backbone, largest) and row.accuracy is not None:
+            if (row.method, row.backbone, row.fraction) == (method, backbone, fraction) and row.accuracy is not None:
                 detail = f"{method}, 95 % interval {words.interval(row.accuracy_ci95)}"
                 facts.append(Fact(name=name, number=words.accuracy(row.accuracy), detail=detail))
     if verdict.gain is not None:
         ends = "" if verdict.gain_ci95 is None else f"{words.points_interval(verdict.gain_ci95)}, "
-        by_chance = verdict.gain_holm_p is None or verdict.gain_holm_p >= 0.05
-        chance = "could be chance" if by_chance else "beyond chance"
         number = f"{words.points(verdict.gain)} points"
-        facts.append(Fact(name="Gain of fine-tuning", number=number, detail=f"{ends}{chance}"))
+        detail = f"{ends}{_OUTCOMES[verdict.outcome or 'undecided']}"
+        facts.append(Fact(name="Gain of fine-tuning", number=number, detail=detail))
     if verdict.extra_minutes is not None:
-        rate = verdict.points_per_minute
+        rate = verdict.points_per_minute if verdict.outcome == "gain" else None
         detail = "beyond the head, search included" if rate is None else f"{rate:+.2g} points for each minute"
         sign = "−" if verdict.extra_minutes < 0 else ""
         number = sign + words.duration(60 * abs(verdict.extra_minutes))

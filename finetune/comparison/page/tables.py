@@ -111,7 +111,8 @@ def differences_table(comparison: Comparison) -> PageTable:
     against = f"{each[0].against}, {each[0].against_backbone}" if several else each[0].against
     caption = (
         f"Test accuracy less that of {against}, the head with the highest validation accuracy, on the same images. "
-        "Holm’s p allows for the number of methods; from 0.05 on it is a tie."
+        "Holm’s p allows for the number of methods; from 0.05 on the difference is not significant, which does not "
+        "mean that there is none: the interval tells how large it may be."
     )
     return PageTable(
         label="Differences",
@@ -122,7 +123,6 @@ def differences_table(comparison: Comparison) -> PageTable:
 
 
 def _difference_cells(one: Difference, *, several: bool, seeds: bool) -> tuple[TableCell, ...]:
-    outcome = "tie" if one.tie else "better" if one.difference > 0 else "worse"
     return (
         TableCell(told=one.method, value=one.method),
         *((TableCell(told=one.backbone, value=one.backbone),) if several else ()),
@@ -131,7 +131,7 @@ def _difference_cells(one: Difference, *, several: bool, seeds: bool) -> tuple[T
         *((_number(one.p, words.p_value(one.p)),) if seeds else ()),
         _number(one.mcnemar_p, words.p_value(one.mcnemar_p)),
         _number(one.holm_p, words.p_value(one.holm_p)),
-        TableCell(told=outcome, value=outcome),
+        TableCell(told=one.outcome, value=one.outcome),
     )
 
 
@@ -157,7 +157,6 @@ def _number(value: float | None, told: str, *details: str) -> TableCell:
 
 
 def _chosen(comparison: Comparison, row: TableRow) -> bool:
-    verdict = comparison.verdict
-    largest = max(each.fraction for each in comparison.table)
+    verdict, fraction = comparison.verdict, comparison.compared_fraction
     best = ((verdict.best_head_backbone, verdict.best_head), (verdict.best_tuned_backbone, verdict.best_tuned))
-    return row.accuracy is not None and row.fraction == largest and (row.backbone, row.method) in best
+    return row.accuracy is not None and row.fraction == fraction and (row.backbone, row.method) in best
