@@ -99,15 +99,23 @@ def fork_command(command: str, *flags: object, folder: Path, environment: dict[s
     return Forked(_command, command, [str(flag) for flag in flags], folder=folder, environment=environment)
 
 
+#: What `embed_slowly` waits for, in the folder where it works.
+GO_ON = "go on"
+
+
 def embed_slowly(flags: list[str]) -> int:
-    """bin/embed, waiting at every batch, so that there is time to end it midway."""
+    """bin/embed, which after eight batches waits for the file `GO_ON`, so that it can be ended midway."""
     from featcache import embed_command
     from featcache.passes import TrunkPasses
 
     features = TrunkPasses.features
+    done: list[Any] = []
 
     def slow(self: TrunkPasses, images: Any) -> Any:
-        time.sleep(0.1)
+        done.append(images)
+        end = time.monotonic() + 100
+        while len(done) > 8 and not Path(GO_ON).exists() and time.monotonic() < end:
+            time.sleep(0.02)
         return features(self, images)
 
     TrunkPasses.features = slow  # type: ignore[method-assign]

@@ -100,7 +100,7 @@ def assert_equal_to_a_fresh_build(cache: Cache, work: Embedding, folder: Path) -
 def with_other_weights(backbone: Backbone) -> Backbone:
     """The same backbone by name and recorded digest, with one weight changed: what a silent change would look like."""
     staged = load_backbone("timm/test_resnet", weights="none", image_size=32).staged
-    staged.model.get_parameter("layer1.0.conv2.weight").data.mul_(1.5)
+    staged.model.get_parameter("conv1.0.weight").data.mul_(1.5)
     return replace(backbone, staged=staged)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BLOCKS, HYMENOPTERA
-from forking import HEED, Forked, embed_slowly, fork_command
+from forking import GO_ON, HEED, Forked, embed_slowly, fork_command
 from making import contents, rows_that_count, wait_for_rows
 
 from featcache.cache import Cache
@@ -172,6 +172,7 @@ def test_a_disk_that_fills_up_later_has_its_space_reserved(small_disk: Path, tmp
     (small_disk / "junk").touch()
     with pytest.raises(OSError, match="No space left"):
         (small_disk / "junk").write_bytes(bytes(1 << 20))
+    (tmp_path / GO_ON).touch()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     (path,) = small_disk.glob("*.h5")
@@ -183,6 +184,7 @@ def test_a_limit_on_the_size_of_files_is_one_line_and_what_counts_stays(tmp_path
     process = Forked(embed_slowly, flags, folder=tmp_path)
     wait_for_rows(tmp_path, process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    (tmp_path / GO_ON).touch()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "no space left (File too large" in err.splitlines()[-1]

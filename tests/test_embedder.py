@@ -210,6 +210,7 @@ def test_it_gives_data_frames(embedder: Embedder, pictures: list[Path]) -> None:
 def test_a_search_of_two_workers_embeds_each_image_once(embedder: Embedder, backend: str) -> None:
     digits = load_dataset("digits").splits["train"].take(np.arange(60))
     X, y = digits.images.read(range(60)).pixels, digits.labels
+    embedder.set_params(backbone="resnet18")  # whose random features tell the digits apart
     pipeline = make_pipeline(embedder, LogisticRegression(max_iter=1000))
     with parallel_config(backend=backend, n_jobs=2):
         search = GridSearchCV(pipeline, {"logisticregression__C": [0.01, 1.0]}, cv=2).fit(X, y)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import BACKBONE
-from forking import Forked, embed_slowly, fork_command
+from forking import GO_ON, Forked, embed_slowly, fork_command
 from making import contents, rows_that_count, wait_for_rows
 
 from featcache import embed_command, locks
@@ -143,6 +143,7 @@ def test_a_rank_that_is_killed_costs_what_did_not_count(by_one: dict[str, bytes]
     first, second = fork_ranks(tmp_path, 2, embed_slowly, SOME)
     wait_for_rows(tmp_path, first)
     second.kill()
+    (tmp_path / GO_ON).touch()
     _, err = first.communicate(timeout=60)
     assert first.returncode == 1
     (told,) = [line for line in err.splitlines() if line.startswith("embed: error: ")]
@@ -168,6 +169,7 @@ def test_a_rank_that_outlives_its_job_is_waited_for(by_one: dict[str, bytes], tm
         time.sleep(0.5)
         assert rows_that_count(tmp_path) == done  # nobody writes
     finally:
+        (tmp_path / GO_ON).touch()
         stale.send_signal(signal.SIGCONT)  # it does all of its share, then misses the first rank
     assert "embed: error: rank 1: another rank ended" in stale.communicate(timeout=60)[1]
     told, err = later.communicate(timeout=100)
