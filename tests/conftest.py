@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from zlib import crc32
@@ -21,7 +22,7 @@ from selecting import Digits, some_digits
 from serving import Served, make_runs
 from threadpoolctl import threadpool_limits
 
-from featcache import cache_command, embed_command
+from featcache import cache_command, command_line, embed_command
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
@@ -48,6 +49,14 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 ROOT = Path(__file__).resolve().parents[1]
 HYMENOPTERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera_data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_pytests() -> Iterator[None]:
+    """SIGTERM ends pytest, not the command that a test happens to call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_line, "_terminated_as_interrupted", nullcontext)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -104,8 +104,11 @@ GO_ON = "go on"
 
 
 def embed_slowly(flags: list[str]) -> int:
-    """bin/embed, which after eight batches waits for the file `GO_ON`, so that it can be ended midway."""
-    from featcache import embed_command
+    """bin/embed, which after eight batches waits for the file `GO_ON`, so that it can be ended midway.
+
+    A block counts as soon as it is written, not some seconds later.
+    """
+    from featcache import block_writer, embed_command
     from featcache.passes import TrunkPasses
 
     features = TrunkPasses.features
@@ -119,6 +122,7 @@ def embed_slowly(flags: list[str]) -> int:
         return features(self, images)
 
     TrunkPasses.features = slow  # type: ignore[method-assign]
+    block_writer.COMMIT_SECONDS = 0
     return embed_command.main(flags)
 
 

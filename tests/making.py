@@ -134,4 +134,4 @@ def wait_for_rows(folder: Path, process: Forked) -> None:
     while not rows_that_count(folder):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(0.2)
