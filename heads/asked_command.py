@@ -40,7 +40,7 @@ def new_fit_head_parser() -> Parser:
         "--class-weight", choices=("none", "balanced"), default="none", help="balanced: classes count alike"
     )
     head.add_argument("--no-refit", action="store_true", help="keep the head that was fitted without validation rows")
-    head.add_argument("--calibrate", action="store_true", help="fit a temperature on the validation scores")
+    head.add_argument("--calibrate", action="store_true", help="fit a temperature on rows that the head did not see")
     head.add_argument("--device", default="auto", help="auto, cuda, mps or cpu, for linear, mlp, knn and logreg (auto)")
     choice = parser.add_argument_group("choice of hyper-parameters")
     choice.add_argument("--val-fraction", type=float, default=0.1, metavar="F", help="of train, to choose on (0.1)")

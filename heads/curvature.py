@@ -201,7 +201,8 @@ def _block(z: NDArray[np.floating], weights: Doubles, n: int, penalty: float) ->
         inner = (rows @ rows.T).astype(np.float64)
         inner[np.diag_indices(len(inner))] += 1
         return ThinBlock(scale, rows, np.linalg.inv(inner).astype(np.float32))
-    block = (rows.T @ rows).astype(np.float64)
+    with np.errstate(over="ignore"):  # nor is anything learned from such rows, which the gaps show
+        block = (rows.T @ rows).astype(np.float64)
     block[np.diag_indices(len(block))] += diagonal
     mean = max(np.trace(block) / len(block), 1e-30)
     for power in range(-7, 4):  # float32 may have lost what is small beside the largest

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from heads.rows import Rows
     from heads.runs import Run
 
+_LOUD = ("did not converge", "at the edge", "the best score is at", "the calibration cannot be judged")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
@@ -148,8 +150,12 @@ def _tell(console: Console, done: Finished, folder: Path) -> None:
     chosen = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["params"].items())
     console.note(f"{record['method']}: {chosen or 'nothing to choose'}; {record['cost']['fit_s']:.1f} s; run {folder}")
     for note in done.notes:
-        loud = "WARNING: " if note.startswith(("did not converge", "at the edge", "the best score is at")) else ""
+        loud = "WARNING: " if note.startswith(_LOUD) else ""
         console.note(f"  {loud}{note}")
+    candidates = record["selection"]["candidates"]
+    unfinished = sum(each["converged"] is False and each["params"] != record["params"] for each in candidates)
+    if unfinished:
+        console.note(f"  {unfinished} of the other {len(candidates) - 1} candidates did not converge: see run.json")
     if nested := record["selection"]["nested"]:
         console.note(
             f"  the procedure, chosen anew in {nested['folds']} folds, on rows it never saw: accuracy "

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heads.features import Features
 from heads.predictors import Doubles, Head, Scores
@@ -107,7 +108,11 @@ class Folds:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Fitted:
-    """A fitted head; `message` says why where it did not converge. Epochs only where it was trained by epochs."""
+    """A fitted head; `message` says why if it did not converge.
+
+    `converged`: the solver met its criterion, as the solver's module states it; a closed form always does. Training by
+    epochs has no such criterion: there it says only that the loss stayed finite. Epochs are of such training alone.
+    """
 
     head: Head
     converged: bool = True
@@ -161,6 +166,18 @@ class Classifier(Protocol):
 
         Empty where there is nothing beyond.
         """
+
+
+def check_weights(weights: Doubles, codes: Labels, classes: NDArray[Any]) -> None:
+    """Raises ValueError where row weights (N,), of the classes that codes (N,) number, leave nothing to fit."""
+    if not (weights >= 0).all():
+        raise ValueError(f"Negative values in weights: the least is {weights.min():g}, expected 0 or more")
+    of_class = np.bincount(codes, weights, len(classes))
+    if not of_class.all():
+        raise ValueError(
+            f"the rows of class {classes.tolist()[of_class.argmin()]!r} have weight 0 together, expected more: "
+            "leave out its rows or weigh them"
+        )
 
 
 def fold_by_fold(

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from heads.classifiers import CLASSIFIERS
 from heads.features import ArrayFeatures
-from heads.fitting import Fitted, Params, Task
+from heads.fitting import Fitted, Params, Task, check_weights
 from heads.predictors import Doubles, Head, LinearHead
 from heads.standardization import Floats
 
@@ -40,7 +40,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any) -> HeadClassifier:
         """Fit to X (n_samples, n_features) and y (n_samples,).
 
-        Raises ValueError for what scikit-learn refuses. Warns (ConvergenceWarning) where the solver did not converge.
+        Raises ValueError for what scikit-learn refuses, and for a class of weight 0 or less. Warns (ConvergenceWarning)
+        if the solver did not converge.
         """
         X, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
@@ -50,6 +51,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights, class_weight = None, getattr(self, "class_weight", None)
         if class_weight is not None:
             weights = compute_class_weight(class_weight, classes=self.classes_, y=y)[codes]
+            check_weights(weights, codes, self.classes_)
         task = Task(
             X=ArrayFeatures(X),
             y=codes.astype(np.int64),

@@ -14,6 +14,7 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from heads.fitting import check_weights
 from heads.predictors import Doubles
 from heads.softmax_objective import SMALL, SoftmaxObjective
 from heads.softmax_path import MAX_PASSES, TOLERANCE, softmax_path
@@ -28,8 +29,10 @@ class LogisticPath(BaseEstimator):  # type: ignore[misc]
     Parameters:
         Cs: inverse penalties, more than 0; solved from the smallest on.
         class_weight: None, "balanced", or a dict of weights by class.
-        tol: of the estimated relative distance to the optimal objective; of small X at most 1e-12.
-        max_iter: passes over the rows for each C.
+        tol: how far above its minimum the objective may be by estimate, relative to it; of small X at most 1e-12. A
+            fit has converged if its certified gap is at most `tol`, or if its estimated gap is and the certified one is
+            at most 100 `tol`: the certified gap overstates, the more the larger C is.
+        max_iter: most passes over the rows for each C; two come before the first step, each step takes three or more.
         device: "cpu", or what torch calls a GPU.
 
     Attributes:
@@ -37,7 +40,8 @@ class LogisticPath(BaseEstimator):  # type: ignore[misc]
         coefs_: (n_Cs, n_classes, n_features) float64, (n_Cs, 1, n_features) for two classes.
         intercepts_: (n_Cs, n_classes) float64, (n_Cs, 1) for two.
         objectives_: (n_Cs,) mean loss plus penalty / (C n_samples).
-        gaps_: (n_Cs,) estimated relative gap; certified_gaps_: (n_Cs,) its upper bound, the duality gap.
+        gaps_: (n_Cs,) how far each objective is above its minimum, relative to it: an estimate, no bound.
+        certified_gaps_: (n_Cs,) upper bounds of the same, duality gaps, up to the rounding of sums over the rows.
         n_iter_: (n_Cs,) passes over the rows.
         n_features_in_: of X.
     """
@@ -54,9 +58,10 @@ class LogisticPath(BaseEstimator):  # type: ignore[misc]
         self.Cs, self.class_weight, self.tol, self.max_iter, self.device = Cs, class_weight, tol, max_iter, device
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticPath:
-        """Fit to X (n_samples, n_features), y (n_samples,) and, where given, what each row counts.
+        """Fit to X (n_samples, n_features), y (n_samples,) and, where given, what each row counts, 0 or more.
 
-        Raises ValueError for what scikit-learn refuses. Warns (ConvergenceWarning) where a C did not converge.
+        Raises ValueError for what scikit-learn refuses, and for a class of weight 0. Warns (ConvergenceWarning) for
+        each C that did not converge, with the bound of how far from its minimum it is.
         """
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
@@ -130,6 +135,7 @@ def _fit_path(path: LogisticPath, X: NDArray[Any], y: NDArray[Any], sample_weigh
     weights = np.array(_check_sample_weight(sample_weight, X, dtype=np.float64))
     if path.class_weight is not None:
         weights *= compute_class_weight(path.class_weight, classes=path.classes_, y=y)[codes]
+    check_weights(weights, codes, path.classes_)
     center = np.average(X, axis=0, weights=weights)  # the intercepts absorb it, and float32 needs it
     in_double = X.size <= SMALL and not path.device.startswith("mps")  # which has no float64
     objective = SoftmaxObjective(

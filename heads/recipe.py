@@ -27,7 +27,7 @@ class Recipe:
         select_by: "accuracy" or "balanced-accuracy", the mean recall of the classes.
         class_weight: None, or "balanced": each class then counts alike in the fit.
         refit: whether the final head is fitted on all rows but test.
-        calibrate: whether the head's scores are divided by a temperature fitted on the validation scores.
+        calibrate: whether the head's scores are divided by a temperature; see ``heads.calibrating``.
         val_fraction: the share that is held out of the inner rows of nested validation.
         seed: of folds and everything random in the fit.
         device: where the classifiers that torch trains run.

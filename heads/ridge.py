@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads.features import Features, as_features
-from heads.fitting import Params, Task
+from heads.fitting import Params, Task, check_weights
 from heads.predictors import Doubles, Scores
 from heads.standardization import Labels
 from heads.summaries import Summary, left_out_dtype, standardized_blocks, summary
@@ -75,10 +75,15 @@ class RidgePath:
     def fit(
         self, X: Features | NDArray[np.floating[Any]], y: NDArray[Any], sample_weight: Doubles | None = None
     ) -> RidgePath:
-        """Learn from X, read as float32 (N, D) and not standardised, and the classes y (N,)."""
+        """Learn from X, read as float32 (N, D) and not standardised, and the classes y (N,).
+
+        Raises ValueError where a weight is negative or the rows of a class have weight 0 together.
+        """
         X = as_features(X)
         self.classes_, codes = np.unique(y, return_inverse=True)
         codes = codes.astype(np.int64)
+        if sample_weight is not None:
+            check_weights(sample_weight, codes, self.classes_)
         task = Task(X=X, y=codes, n_classes=len(self.classes_), weights=sample_weight)
         rows = summary(task, standardize=False)
         chain: list[Params] = [{"alpha": float(alpha)} for alpha in self.alphas]

@@ -86,12 +86,16 @@ class SoftmaxObjective:
         return self.weights.sum(axis=0)
 
     @cached_property
+    def class_shares(self) -> Doubles:
+        """(P, K) what the rows of each class count, of what all rows of the problem count."""
+        return np.stack([np.bincount(self.codes, w, self.n_classes) for w in self.weights.T]) / self.totals[:, None]
+
+    @cached_property
     def null_losses(self) -> Doubles:
         """(P,) mean losses of the best intercepts alone: the entropies of the classes' shares."""
         from scipy import special
 
-        shares = np.stack([np.bincount(self.codes, w, self.n_classes) for w in self.weights.T]) / self.totals[:, None]
-        return special.entr(shares).sum(axis=1)
+        return special.entr(self.class_shares).sum(axis=1)
 
     @property
     def finest(self) -> float:

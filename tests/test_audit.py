@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from selecting import Digits
@@ -18,7 +21,10 @@ from heads.audit.out_of_fold import OutOfFold, out_of_fold
 from heads.audit.outliers import outliers
 from heads.audit.page import ADVICE
 from heads.audit.suspects import suspects
+from heads.classifiers import CLASSIFIERS
 from heads.features import ArrayFeatures
+from heads.fitting import Folds, Params, Trial
+from heads.logreg import LogReg
 
 
 def rows_of(X: np.ndarray, labels: list[int], split: list[int], content: list[int]) -> AuditedRows:
@@ -77,6 +83,18 @@ def test_rows_without_label_or_company_are_passed_over(digits: Digits) -> None:
     np.testing.assert_array_equal(seen.rows, np.delete(np.arange(100), [3, 5]))
     with pytest.raises(UserError, match="fewer than two classes have two labelled pictures"):
         out_of_fold(ArrayFeatures(digits.X), np.zeros(600, np.int64), np.arange(600), n_classes=2)
+
+
+def test_heads_that_did_not_converge_are_noted(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(LogReg):
+        def search(self, chain: list[Params], folds: Folds) -> Iterator[Trial]:
+            for trial in super().search(chain[-1:], folds):
+                stuck = tuple(replace(fitted, converged=False, message="it did not move") for fitted in trial.fitted)
+                yield replace(trial, fitted=stuck)
+
+    monkeypatch.setitem(CLASSIFIERS, "logreg", Stuck(C=(0.01,)))
+    seen = out_of_fold(ArrayFeatures(digits.X[:100]), digits.y[:100], np.arange(100), n_classes=10)
+    assert "did not converge: it did not move" in seen.notes
 
 
 def test_sure_and_right_heads_suspect_nothing() -> None:

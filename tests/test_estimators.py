@@ -152,3 +152,13 @@ def test_names_are_found_when_used() -> None:
     assert set(heads.__all__) <= set(dir(heads))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = heads.Nothing
+
+
+@pytest.mark.parametrize("estimator", QUICK, ids=lambda each: type(each).__name__)
+def test_a_class_needs_a_weight_above_zero(digits: Digits, estimator: HeadClassifier) -> None:
+    X, y = digits.X[:60], digits.y[:60] % 3
+    if "class_weight" not in estimator.get_params():
+        return
+    for weight, message in ((0.0, "rows of class 0 have weight 0 together"), (-1.0, "Negative values in weights")):
+        with pytest.raises(ValueError, match=message):
+            clone(estimator).set_params(class_weight={0: weight, 1: 1.0, 2: 1.0}).fit(X, y)

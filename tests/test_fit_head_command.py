@@ -344,3 +344,18 @@ def test_a_newer_cache_that_cannot_be_opened_is_named(
     with pytest.raises(CacheError) as caught:
         taken(arguments, console)
     assert f"(found {reason})" in str(caught.value)
+
+
+def test_what_did_not_converge_is_said_and_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("embed", *QUICK)
+    monkeypatch.setattr("heads.squared_hinge.GAP", -1.0)
+    status, out, err = run("fit-head", "--clf", "svm", *FEW, "--json")
+    assert status == 0
+    record = json.loads(out)
+    assert record["converged"] is False
+    assert any("(relative) above its minimum" in note for note in record["notes"])
+    assert "WARNING: did not converge in the refit: L-BFGS stopped after" in err
+    n_tried = sum(candidate["tried"] for candidate in record["selection"]["candidates"])
+    assert (
+        f"  {n_tried - 1} of the other {len(record['selection']['candidates']) - 1} candidates did not converge" in err
+    )

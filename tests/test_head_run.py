@@ -81,6 +81,9 @@ def test_the_record_is_of_what_was_predicted(rows: Rows, cache: Cache, recipe: R
         assert record["metrics"][split] == json.loads(json.dumps(metrics.to_json()))
         after = record["calibration"][split]["after"]
         assert (after["log_loss"], after["ece"]) == (metrics.log_loss, metrics.ece)
+    assert set(record["calibration"]) == {"temperature", "rows", "wrong", "folds", "judged", "val", "test"}
+    assert record["calibration"]["rows"] == len(rows.dev)  # by folds if rows are held out
+    assert record["selection"]["val_is_of_best_epoch"] is False
     val = record["calibration"]["val"]
     assert val["after"]["log_loss"] <= val["before"]["log_loss"]
     head, _ = load_head(read.head)

@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import heads.logistic
 import heads.softmax_objective
 from heads.features import ArrayFeatures
 from heads.fitting import Folds
@@ -189,3 +190,98 @@ def test_streamed_rows_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads.softmax_objective, "KEPT_BYTES", 0)
     (streamed,) = LogReg(C=(1.0,)).search([{"C": 1.0}], folds)
     np.testing.assert_allclose(kept.scores[0], streamed.scores[0], atol=0.02)
+
+
+def hard(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features whose informative directions vary little beside others or beside the penalty."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 1500)
+    noise, centers = rng.normal(size=(1500, 60)), rng.normal(size=(5, 60))
+    if name.startswith("common factor"):
+        X = rng.normal(size=(1500, 1)) + float(name.split()[-1]) * (noise + centers[y])
+        return (X - X.mean(axis=0)) / X.std(axis=0), y
+    X = noise + 0.3 * centers[y]
+    if name == "rows of length 1":
+        X += 2 * rng.normal(size=60)
+        return X / np.linalg.norm(X, axis=1, keepdims=True), y
+    return float(name.split()[-1]) * X, y
+
+
+@pytest.mark.parametrize("in_double", [False, True])
+@pytest.mark.parametrize(
+    ("name", "C"),
+    [
+        ("common factor 0.03", 1.0),
+        ("common factor 0.03", 1e4),
+        ("common factor 0.01", 100.0),
+        ("rows of length 1", 1.0),
+        ("scale 0.01", 1e4),
+        ("scale 0.001", 1e6),
+    ],
+)
+def test_converged_is_near_the_minimum(name: str, C: float, in_double: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 100 tolerances above it, or not converged; and never farther than the certified gap."""
+    if not in_double:
+        monkeypatch.setattr(heads.logistic, "SMALL", 0)
+    X, y = hard(name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = LogisticClassifier(C=C).fit(X, y)
+    referee = LogisticRegression(C=C, tol=1e-9, max_iter=1000, solver="newton-cholesky").fit(X, y)
+    ones = np.ones(len(y))
+    best = objective(X, y, ones, referee.coef_, referee.intercept_, C)
+    gap = objective(X, y, ones, fitted.coef_, fitted.intercept_, C) / best - 1
+    assert gap <= fitted.certified_gap_ + 1e-7
+    assert fitted.gap_ <= fitted.certified_gap_
+    if caught:
+        assert [warning.category for warning in caught] == [ConvergenceWarning]
+        assert not fitted.gap_ <= 1e-6 or fitted.certified_gap_ > 1e-4
+    else:
+        assert fitted.certified_gap_ <= 1e-4
+    assert gap < 1e-4
+
+
+@pytest.mark.parametrize("max_iter", [1, 5, 7, 12, 20])
+def test_far_from_the_minimum_the_certified_gap_is_still_a_bound(max_iter: int) -> None:
+    """Where intercepts are not level, which the gradient's norm alone does not see."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 5))
+    for y in ((rng.random(300) < 0.05).astype(int), np.minimum(rng.integers(0, 20, 300), 2)):
+        with pytest.warns(ConvergenceWarning, match=r"at most \S+ \(relative\) above its minimum") as caught:
+            path = LogisticPath(Cs=(1e-4, 1.0), max_iter=max_iter).fit(X, y)
+        assert len(caught) == 2
+        assert (path.n_iter_ <= max(max_iter, 2)).all()
+        for C, value, certified in zip(path.Cs, path.objectives_, path.certified_gaps_, strict=True):
+            referee = LogisticRegression(C=C, tol=1e-9, max_iter=1000).fit(X, y)
+            best = objective(X, y, np.ones(300), referee.coef_, referee.intercept_, C)
+            assert 0 < value - best <= certified * value
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_constant_features_give_the_prior(share: float) -> None:
+    y = (np.arange(100) < 100 * share).astype(int)
+    fitted = LogisticClassifier().fit(np.ones((100, 4)), y)
+    np.testing.assert_allclose(fitted.predict_proba(np.ones((1, 4))), [[1 - share, share]], atol=1e-5)
+    assert 0 <= fitted.gap_ <= fitted.certified_gap_ <= 1e-10
+
+
+def test_what_is_not_a_number_has_not_converged() -> None:
+    """A column that overflows float32 when squared."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(3000, 100)).astype(np.float32)
+    X[:, 3] *= 1e20
+    assert X.size > heads.softmax_objective.SMALL
+    with pytest.warns(ConvergenceWarning, match="C = 1:"):
+        fitted = LogisticClassifier().fit(X, rng.integers(0, 3, 3000))
+    assert not fitted.certified_gap_ <= 1e-4
+
+
+def test_weights_are_checked() -> None:
+    X, y = problem(60, 4, 2)
+    for weights in (-np.ones(60), np.where(np.arange(60) == 3, -0.1, 1.0)):
+        with pytest.raises(ValueError, match="Negative values in weights"):
+            LogisticClassifier().fit(X, y, sample_weight=weights)
+    with pytest.raises(ValueError, match="weight"):
+        LogisticClassifier().fit(X, y, sample_weight=np.zeros(60))
+    with pytest.raises(ValueError, match="rows of class 1 have weight 0 together"):
+        LogisticPath().fit(X, y, sample_weight=1.0 - y)

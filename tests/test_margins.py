@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from views import viewed
 
 from heads import margins
 from heads.classifiers import CLASSIFIERS
+from heads.duality_gaps import squared_hinge_gaps
 from heads.features import ArrayFeatures, Features
 from heads.fitting import Folds, Params, Task
+from heads.spectra import spectrum_about_mean
+from heads.squared_hinge import GAP, squared_hinge
 
 KERNEL: Params = {"C": 1.0, "gamma": 0.05}
 EXACT, LANDMARKS = KERNEL | {"kernel": "exact"}, KERNEL | {"kernel": "nystroem", "n_landmarks": 60}
@@ -91,3 +96,44 @@ def test_views_are_counted_before_a_kernel_is_chosen(monkeypatch: pytest.MonkeyP
         folds = Folds(X=viewed(X, n_views, noise=0.1), y=y, n_classes=3, train=train, val=val)
         (trial,) = classifier.search(chain[:1], folds)
         assert trial.params["kernel"] == kernel
+
+
+def objectives(X: np.ndarray, signs: np.ndarray, W: np.ndarray, b: np.ndarray, C: float) -> np.ndarray:
+    slack = np.maximum(0, 1 - signs * (X.astype(np.float64) @ W.T + b))
+    return np.asarray(0.5 * (W**2).sum(axis=1) + C * (slack**2).sum(axis=0))
+
+
+@pytest.mark.parametrize("C", [0.01, 1.0, 10.0, 100.0])
+def test_a_linear_svm_that_converged_is_near_its_minimum(C: float) -> None:
+    """liblinear's weights are the referee; its objective without the intercept's penalty is at least the minimum."""
+    X, y = load_digits(return_X_y=True)
+    X, y = StandardScaler().fit_transform(X[:300]).astype(np.float32), y[:300]
+    signs = np.where(y[:, None] == np.arange(10), 1.0, -1.0)
+    found, message = squared_hinge(X, y, 10, C=C, eigen=spectrum_about_mean(X))
+    referee = LinearSVC(C=C, dual=False, tol=1e-6, intercept_scaling=100, max_iter=10_000).fit(X.astype(np.float64), y)
+    best = objectives(X, signs, referee.coef_, referee.intercept_, C)
+    mine = objectives(X, signs, found[:, :-1], found[:, -1], C)
+    assert message or (mine / best - 1).max() <= GAP
+    if C < 10:
+        assert message == ""
+    gaps, values = squared_hinge_gaps(X, signs.astype(np.float32), found[:, :-1], found[:, -1], C=C)
+    np.testing.assert_allclose(values, mine, rtol=1e-5)
+    assert (mine - best <= (gaps + 1e-5) * mine).all()
+    assert (gaps.max() <= GAP) == (message == "")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_gap_of_a_linear_svm_is_a_bound_anywhere(weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    X, y = data()
+    counts = rng.uniform(0.2, 3, len(y)) if weighted else np.ones(len(y))
+    signs = np.where(y[:, None] == np.arange(3), np.float32(1), np.float32(-1))
+    for C in (0.01, 1.0):
+        found, _ = squared_hinge(X, y, 3, C=C, eigen=spectrum_about_mean(X, counts), weights=counts)
+        _, least = squared_hinge_gaps(X, signs, found[:, :-1], found[:, -1], C=C, row_weights=counts)
+        for size in (0.0, 0.01, 0.1, 1.0):
+            W, b = found[:, :-1] + size * rng.normal(size=(3, 8)), found[:, -1] + size * rng.normal(size=3)
+            gaps, values = squared_hinge_gaps(X, signs, W, b, C=C, row_weights=counts if weighted else None)
+            assert (values - least <= gaps * values + 1e-5 * values).all()
+            assert (gaps > -1e-5).all()
+            assert size or (gaps <= GAP).all()

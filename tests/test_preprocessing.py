@@ -119,7 +119,7 @@ def test_equals_timms_own_transform_where_weights_ask_for_more_than_resize_and_c
         if (mode == "squash" and share != 1) or mode == "border" or share > 1:
             settings[mode, share, config["input_size"]] = name, config
     assert {mode for mode, *_ in settings} >= {"squash", "center"}
-    images = [photograph, photograph[:30, :90], photograph[:150, 20:60].copy(), photograph[:1, :300]]
+    images = [photograph, photograph[:60, 20:50].copy()]
     for name, config in settings.values():
         assert_as_timm(images, backbones._timm(name, name).preprocessing, config)
 

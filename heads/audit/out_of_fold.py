@@ -90,7 +90,7 @@ def _scored(
     folds = Folds(X=X, y=y, n_classes=n_classes, train=train, val=val, seed=seed, device="cpu")
     logreg = CLASSIFIERS["logreg"]
     (chain,) = logreg.chains(min(map(len, train)), X.shape[1], len(y))
-    best, lowest, worse = None, np.inf, 0
+    best, failed, lowest, worse = None, "", np.inf, 0
     order = np.argsort(np.concatenate(val))
     clock = time.perf_counter()
     for trial in logreg.search(chain, folds):
@@ -100,6 +100,7 @@ def _scored(
             tell(f"  C {trial.params['C']:.3g}, {n_folds} folds: log-loss {loss:.4f} ({seconds:.1f} s)")
         if loss < lowest:
             best, lowest, worse = (float(trial.params["C"]), scores), loss, 0
+            failed = next((fitted.message for fitted in trial.fitted if not fitted.converged), "")
         else:
             worse += 1
         if trial.saturated or worse == 2:
@@ -107,4 +108,4 @@ def _scored(
         clock = time.perf_counter()
     if best is None:
         raise UserError("the features hold values that are not finite: embed again, with --storage float32")
-    return *best, notes
+    return *best, (*notes, f"did not converge: {failed}") if failed else notes

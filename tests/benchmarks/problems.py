@@ -53,6 +53,8 @@ def logistic_objective(X: np.ndarray, y: np.ndarray, W: np.ndarray, b: np.ndarra
     far it is from the least. X (N, D), y codes (N,), W (K, D), b (K,)."""
     from scipy import special
 
+    from heads.duality_gaps import SoftmaxDual
+
     loss, gradient, shift = 0.0, np.zeros_like(W, np.float64), np.zeros(len(b))
     for start in range(0, len(X), 8192):
         z, code = X[start : start + 8192].astype(np.float64), y[start : start + 8192]
@@ -62,6 +64,12 @@ def logistic_objective(X: np.ndarray, y: np.ndarray, W: np.ndarray, b: np.ndarra
         loss -= logs[np.arange(len(code)), code].sum()
         gradient += off.T @ z
         shift += off.sum(axis=0)
-    value = C * loss + 0.5 * (W**2).sum()
-    gap = 0.5 * ((C * gradient + W) ** 2).sum() + C * abs((shift * b).sum())
-    return float(value), float(gap / value)
+    of_class = np.eye(len(b))[y]
+    dual = SoftmaxDual(
+        features=X.mean(axis=0, dtype=np.float64)[None],
+        class_features=(of_class.T @ X / len(X))[None],
+        class_shares=of_class.mean(axis=0)[None],
+    )
+    points, gradients = (np.column_stack(parts)[None] for parts in ((W, b), (gradient / len(X), shift / len(X))))
+    gap = dual.gaps(points, np.array([loss / len(X)]), gradients, np.array([1 / (C * len(X))]), np.array([0]))
+    return float(C * loss + 0.5 * (W**2).sum()), float(gap[0])
