@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BLOCKS, QUICK, two_classes
+from conftest import BACKBONE, BLOCKS, QUICK, two_classes
 from forking import HEED, Forked, embed_slowly, fork_command
 from making import wait_for_rows
 from PIL import Image
@@ -137,7 +137,7 @@ def test_the_newest_matching_cache_is_taken(run: Run) -> None:
     run("embed", *QUICK, "--cut", "layer3")
     _, out, _ = run("fit-head", "--clf", "centroid", "--json")
     assert json.loads(out)["encoder"]["weights"]["seed"] == 1
-    assert run("fit-head", "--clf", "centroid", "--backbone", "resnet18", "--dataset", "digits")[0] == 0
+    assert run("fit-head", "--clf", "centroid", "--backbone", BACKBONE, "--dataset", "digits")[0] == 0
 
 
 def test_rows_are_chosen_at_fitting_as_at_embedding(run: Run) -> None:
