@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -16,7 +22,7 @@ from selecting import Digits, some_digits
 from serving import Served, make_runs
 from threadpoolctl import threadpool_limits
 
-from featcache import cache_command, embed_command
+from featcache import cache_command, command_line, embed_command
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
@@ -27,15 +33,30 @@ from heads import fit_head_command
 from heads.audit import audit_command
 from heads.serving import export_command, predict_command
 
+#: A residual network of timm's with 373,658 parameters and the stages of ResNet-18, which has thirty times as many.
+BACKBONE = "timm/test_resnet"
 #: Flags that make embedding quick: a real backbone with random weights, on few and small images.
-QUICK = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32", "--per-class", "6"]
+QUICK = ["--backbone", BACKBONE, "--weights", "none", "--image-size", "32", "--per-class", "6"]
+
+#: Flags that embed in blocks of 8 rows (a vector has 192 bytes, and a block 256 KiB), by one engine.
+BLOCKS = ["--backbone", BACKBONE, "--weights", "none", "--image-size", "64", "--batch-size", "8"]
+BLOCKS += ["--cut", "layer1", "--storage", "float32", "--engine", "eager", "--precision", "fp32"]
 
 #: Work this small runs faster without threads that wait for one another, also in the processes that tests start.
 torch.set_num_threads(1)
 threadpool_limits(1)
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
+ROOT = Path(__file__).resolve().parents[1]
 HYMENOPTERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera_data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_pytests() -> Iterator[None]:
+    """SIGTERM ends pytest, not the command that a test happens to call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_line, "_terminated_as_interrupted", nullcontext)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -87,8 +108,8 @@ def folder(make_folder: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
-    """ResNet-18 with random weights on 32-pixel squares: the real thing, small enough for every test."""
-    return load_backbone("resnet18", weights="none", image_size=32)
+    """With random weights, on 32-pixel squares: the real thing, small enough for every test."""
+    return load_backbone(BACKBONE, weights="none", image_size=32)
 
 
 @pytest.fixture
@@ -97,7 +118,7 @@ def embed(tmp_path: Path, backbone: Backbone) -> Callable[..., Embedding]:
 
     def make(source: Path | ImageDataset, **settings: object) -> Embedding:
         dataset = load_dataset(str(source)) if isinstance(source, Path) else source
-        values = {
+        values: dict[str, object] = {
             "backbone": backbone,
             "cache_dir": tmp_path / "features",
             "batch_size": 8,
@@ -109,8 +130,14 @@ def embed(tmp_path: Path, backbone: Backbone) -> Callable[..., Embedding]:
 
 
 @pytest.fixture
+def embed_blocks(embed: Callable[..., Embedding], backbone: Backbone) -> Callable[..., Embedding]:
+    """The same in blocks of 32 rows: each has 8 KiB, the maps of the first layer in float32."""
+    return partial(embed, cut=backbone.staged.cut_after("layer1"), storage="float32")
+
+
+@pytest.fixture
 def cache(folder: Path, embed: Callable[..., Embedding]) -> Cache:
-    """The folder's sealed cache: 40 training and 12 test rows in blocks of 8 would be too few: blocks are of 256."""
+    """The folder's sealed cache of vectors: 40 training and 12 test rows, each split in one block."""
     return embed(folder).run().cache
 
 
@@ -172,3 +199,43 @@ def predict(served: Served, run: Callable[..., tuple[int, str, str]]) -> Callabl
         return run("predict", f"--cache-dir={served.cache_dir}", f"--runs-dir={served.runs_dir}", *arguments)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a dask scheduler with two workers, each a process of its own."""
+    pytest.importorskip("distributed")
+    folder = tmp_path_factory.mktemp("cluster")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONWARNINGS": "ignore"}
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> Path:
+        told = folder / f"{len(started)}.txt"
+        command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
+        with told.open("wb") as file:
+            started.append(subprocess.Popen(command, cwd=folder, stderr=file, stdout=file, env=environment))
+        return told
+
+    try:
+        address = said(start("scheduler", "--host", "127.0.0.1", "--port", "0"), r"Scheduler at:\s+(tcp://\S+)")
+        workers = [start("worker", address, "--nthreads", "1", "--no-nanny") for _ in range(2)]
+        for told in workers:
+            said(told, r"(Starting established connection to|Registered to:)")
+        yield address
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def said(told: Path, pattern: str) -> str:
+    """Wait until a process tells this."""
+    end = time.monotonic() + 60
+    while not (found := re.search(pattern, told.read_text())):
+        assert time.monotonic() < end, told.read_text()
+        time.sleep(0.02)
+    return found[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forking import Forked
 
 from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
@@ -98,8 +99,8 @@ def assert_equal_to_a_fresh_build(cache: Cache, work: Embedding, folder: Path) -
 
 def with_other_weights(backbone: Backbone) -> Backbone:
     """The same backbone by name and recorded digest, with one weight changed: what a silent change would look like."""
-    staged = load_backbone("resnet18", weights="none", image_size=32).staged
-    staged.model.get_parameter("layer4.1.conv2.weight").data.mul_(1.5)
+    staged = load_backbone("timm/test_resnet", weights="none", image_size=32).staged
+    staged.model.get_parameter("conv1.0.weight").data.mul_(1.5)
     return replace(backbone, staged=staged)
 
 
@@ -107,3 +108,30 @@ def stopped(work: Embedding, rows: int) -> None:
     """A build that is interrupted once so many rows are there."""
     with pytest.raises(Stop):
         work.run(on_progress=stop_after(rows))
+
+
+def contents(cache: Cache) -> dict[str, bytes]:
+    return {
+        f"{name}/{part}": stored.read().tobytes()
+        for name, split in cache.splits.items()
+        for part, stored in split.stored.items()
+    }
+
+
+def rows_that_count(folder: Path) -> int:
+    """Of the file in the making; each of their blocks is intact."""
+    rows = 0
+    for partial in (folder / "features").glob(".*.partial"):
+        for split in Cache.open_unsealed(partial).splits.values():
+            done = np.flatnonzero(split.checksums["features"].any(axis=1)).tolist()
+            assert not list(split.damages(done))
+            rows += sum(stop - start for start, stop in map(split.rows_of, done))
+    return rows
+
+
+def wait_for_rows(folder: Path, process: Forked) -> None:
+    end = time.monotonic() + 100
+    while not rows_that_count(folder):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.2)

@@ -32,7 +32,7 @@ def make_runs(root: Path, draw: Callable[..., None]) -> Served:
                 path = served.pictures / split / name / f"{i}.png"
                 draw(path, hue=0, seed=1000 * len(split) + 100 * label + i, size=(24, 20))
     places = [f"--cache-dir={served.cache_dir}", f"--runs-dir={served.runs_dir}", "--seed=0"]
-    model = ["--backbone=resnet18", "--weights=none", "--image-size=32", "--precision=fp32", "--device=cpu"]
+    model = ["--backbone=timm/test_resnet", "--weights=none", "--image-size=32", "--precision=fp32", "--device=cpu"]
     embed = ["--dataset", str(served.pictures), *places[:1], *model, "--batch-size=8", "--json"]
 
     def cached(*flags: str) -> str:

@@ -36,7 +36,7 @@ def test_rates_are_found_and_nothing_is_trained(run: Run, tmp_path: Path) -> Non
     }  # fmt: skip
     assert found["suggested"] == float(format(found["steepest"], ".2g"))
     assert len(found["rates"]) == len(found["losses"])
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-resnet18-discriminative-lr.png"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-timm_test_resnet-discriminative-lr.png"]
     status, out, err = run("finetune", *LEARNS, "--find-lr", *FEW)
     assert status == 0, err
     assert f"--lr {found['suggested']:.2g}" in out

@@ -47,7 +47,7 @@ def test_faults_planted_in_digits_are_found(digits_folder: Path, tmp_path: Path,
     assert run("embed", "--dataset", root, *QUICK[:-2])[0] == 0
     status, out, told = run("audit")
     assert status == 0, told
-    folder = Path("audits/planted-resnet18-1")
+    folder = Path("audits/planted-timm_test_resnet-1")
     assert out.splitlines()[-2].startswith(f"audit {folder}: findings.csv, audit.html")
     assert "exact duplicates" in out
     assert "\u202e" not in out

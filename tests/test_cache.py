@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import BACKBONE
 from making import golden
 
 from featcache import layout
@@ -36,7 +37,7 @@ def test_plain_h5py_reads_it(cache: Cache) -> None:
         train = file["train"]
         assert set(file) == {"provenance", "canary", "train", "test"}
         assert set(train) == {*layout.CHECKED, "errors", "checksums"}
-        assert train["features"].shape == (40, 512)
+        assert train["features"].shape == (40, 96)
         assert train["features"].dtype == np.float16
         assert train["features"].chunks is None
         assert train["features"].id.get_offset() % layout.ALIGNMENT == 0
@@ -50,7 +51,7 @@ def test_some_rows_are_loaded_as_they_stand(cache: Cache) -> None:
     split = cache.splits["train"]
     rows = np.array([0, 7, 31])
     np.testing.assert_array_equal(split.load(rows), split.load()[rows])
-    assert split.load(np.array([], dtype=np.int64)).shape == (0, 512)
+    assert split.load(np.array([], dtype=np.int64)).shape == (0, 96)
     np.testing.assert_array_equal(split.load(split.labels == 1), split.load()[20:])
     with pytest.raises(IndexError, match="train has 40 rows; asked for by booleans of shape"):
         split.load(np.ones(39, bool))
@@ -140,8 +141,8 @@ def test_a_cache_that_another_process_writes_to_is_in_use(tmp_path: Path) -> Non
 
 
 def test_another_encoder_is_refused_by_the_fields_that_differ(cache: Cache) -> None:
-    cache.require(dataset="pictures", backbone="resnet18", precision=None)
-    with pytest.raises(CacheError, match="backbone is resnet18, not resnet50; precision is fp32, not bf16"):
+    cache.require(dataset="pictures", backbone=BACKBONE, precision=None)
+    with pytest.raises(CacheError, match="backbone is timm/test_resnet, not resnet50; precision is fp32, not bf16"):
         cache.require(backbone="resnet50", precision="bf16")
 
 
@@ -189,7 +190,7 @@ def test_every_setting_is_a_field_of_the_encoder(backbone: Backbone) -> None:
                     encoders.append(replace(backbone, preprocessing=changed).encoder(**settings))
                 else:
                     encoders.append(backbone.encoder(**{**settings, "augmentation": changed}))
-    seeded = load_backbone("resnet18", weights="none", image_size=32, seed=1)
+    seeded = load_backbone(BACKBONE, weights="none", image_size=32, seed=1)
     encoders += [seeded.encoder(**settings), replace(backbone, name="resnet34").encoder(**settings)]
     fingerprints = [layout.fingerprint(encoder) for encoder in [plain, *encoders]]
     assert len(set(fingerprints)) == len(fingerprints) > 20

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import BACKBONE
 from making import age, flip, interrupted, noise
 
 from featcache import cache_command, printable
@@ -26,15 +27,17 @@ from featcache.upkeep.verification import todays_canary
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
 
-FLAGS = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32"]
+FLAGS = ["--backbone", BACKBONE, "--weights", "none", "--image-size", "32"]
 DAY = 86400
 
 
-def test_ls_lists_whatever_is_there_newest_first(embed: Embed, folder: Path, run: Run, tmp_path: Path) -> None:
+def test_ls_lists_whatever_is_there_newest_first(
+    embed: Embed, embed_blocks: Embed, folder: Path, run: Run, tmp_path: Path
+) -> None:
     older = embed(folder, storage="float32").run().cache
     newer = embed(folder).run().cache
     age(newer.path, 3)  # the recorded time counts, not the file system's
-    partial = interrupted(embed(noise(700)), 520)
+    partial = interrupted(embed_blocks(noise(88)), 66)
     age(partial, 1)
     junk = older.path.with_name("junk.h5")
     junk.write_bytes(b"junk")
@@ -43,24 +46,24 @@ def test_ls_lists_whatever_is_there_newest_first(embed: Embed, folder: Path, run
     assert status == 0
     *lines, reason = (line.rstrip() for line in out.splitlines() if ".h5" in line)
     assert [line.split()[0] for line in lines] == [newer.path.name, older.path.name, partial.name, junk.name]
-    assert lines[0].split()[1:4] == ["pictures", "resnet18", "52"]
+    assert lines[0].split()[1:4] == ["pictures", BACKBONE, "52"]
     assert lines[0].endswith("yes")
-    assert lines[2].endswith("71 %")  # 512 of 712
+    assert lines[2].endswith("64 %")  # 64 of 100
     assert lines[3].endswith("unreadable")
     assert reason.startswith("junk.h5: cut off, damaged, or no feature cache")
     status, out, err = run("cache", "ls", "--json")
     told = json.loads(out)["caches"]
     assert [each["state"] for each in told] == ["sealed", "sealed", "partial", "unreadable"]
     assert [each["kind"] for each in told] == ["", "", "", "corrupt"]
-    assert (told[2]["rows_done"], told[2]["rows"]) == (512, 712)
+    assert (told[2]["rows_done"], told[2]["rows"]) == (64, 100)
     assert newer.path.name in err
-    with building(embed(noise(700)).path):
-        assert "71 %, at work now" in run("cache", "ls")[1]
+    with building(embed_blocks(noise(88)).path):
+        assert "64 %, at work now" in run("cache", "ls")[1]
     status, out, _ = run("cache", "ls", "--cache-dir", tmp_path / "none")
     assert (status, out) == (0, f"{tmp_path}/none: no caches; bin/embed makes one\n")
 
 
-def test_info_tells_all(embed: Embed, folder: Path, run: Run) -> None:
+def test_info_tells_all(embed: Embed, embed_blocks: Embed, folder: Path, run: Run) -> None:
     (folder / "train/red/003.jpg").write_text("no picture")
     cache = embed(folder).run().cache
     more = load_dataset(str(folder))
@@ -68,7 +71,7 @@ def test_info_tells_all(embed: Embed, folder: Path, run: Run) -> None:
     other = embed(small).run().cache
     status, out, _ = run("cache", "info", cache.path.name)
     assert status == 0
-    for words in ("preprocessing.image_size: 32", "train: 40 rows of 512", f"fingerprint: {cache.fingerprint}"):
+    for words in ("preprocessing.image_size: 32", "train: 40 rows of 96", f"fingerprint: {cache.fingerprint}"):
         assert words in out
     assert "train/red/003.jpg: not a JPEG, PNG, WebP, BMP or TIFF image" in out
     assert "copied" not in out
@@ -81,8 +84,8 @@ def test_info_tells_all(embed: Embed, folder: Path, run: Run) -> None:
     # the damaged image is no row to copy, so it was tried again
     assert told["splits"]["test"]["origin"] == [{"file": None, "rows": 1}, {"file": cache.path.name, "rows": 39}]
     assert f"39 rows copied from {cache.path.name}" in run("cache", "info", other.path)[1]
-    partial = interrupted(embed(noise(700)), 520)
-    assert "train: 700 rows of 512, 512 of them done" in run("cache", "info", partial.name)[1]
+    partial = interrupted(embed_blocks(noise(88)), 66)
+    assert "train: 88 rows of 32 x 8 x 8, 64 of them done" in run("cache", "info", partial.name)[1]
     status, _, err = run("cache", "info", "gone.h5")
     assert (status, err) == (1, "cache: error: gone.h5: no such cache; bin/embed makes one\n")
 
@@ -102,12 +105,14 @@ def test_verify_reads_all_and_compares_the_canary(embed: Embed, folder: Path, ru
     assert views.path.name in out
 
 
-def test_verify_names_every_damage_and_looks_at_all_files(embed: Embed, folder: Path, run: Run) -> None:
+def test_verify_names_every_damage_and_looks_at_all_files(
+    embed: Embed, embed_blocks: Embed, folder: Path, run: Run
+) -> None:
     sound = embed(folder).run().cache
-    torn = embed(noise(1100)).run().cache
-    flip(torn, "train", "features", 300)  # blocks are of 256 rows
-    flip(torn, "train", "features", 600)
-    flip(torn, "train", "features", 1099)
+    torn = embed_blocks(noise(140)).run().cache
+    flip(torn, "train", "features", 40)  # blocks are of 32 rows
+    flip(torn, "train", "features", 80)
+    flip(torn, "train", "features", 139)
     flip(torn, "test", "ids", 3)
     sound.path.with_name("junk.h5").write_bytes(b"junk")
     status, out, err = run("cache", "verify", "--json", "--no-canary")
@@ -116,8 +121,8 @@ def test_verify_names_every_damage_and_looks_at_all_files(embed: Embed, folder: 
     assert "2 of 3 caches are damaged or have drifted" in err
     told = {Path(each["file"]).name: each["damages"] for each in json.loads(out)["verified"]}
     assert told[torn.path.name] == [
-        "/train/features, rows 256 to 767, do not match their checksum",
-        "/train/features, rows 1024 to 1099, do not match their checksum",
+        "/train/features, rows 32 to 95, do not match their checksum",
+        "/train/features, rows 128 to 139, do not match their checksum",
         "/test/ids, rows 0 to 11, do not match their checksum",
     ]
     assert told[sound.path.name] == []
@@ -164,9 +169,9 @@ def test_verify_says_where_the_canary_cannot_be_checked(
 
 def test_weights_that_came_from_a_file_are_asked_for(embed: Embed, folder: Path, run: Run, tmp_path: Path) -> None:
     for seed in (0, 1):
-        state = load_backbone("resnet18", weights="none", seed=seed).staged.model.state_dict()
+        state = load_backbone(BACKBONE, weights="none", seed=seed).staged.model.state_dict()
         torch.save(state, tmp_path / f"{seed}.pth")
-    backbone = load_backbone("resnet18", weights=str(tmp_path / "0.pth"), image_size=32)
+    backbone = load_backbone(BACKBONE, weights=str(tmp_path / "0.pth"), image_size=32)
     embed(folder, backbone=backbone).run()
     assert "CANARY NOT CHECKED: its weights came from a file, 0.pth: give it by --weights" in run("cache", "verify")[1]
     assert "canary agrees" in run("cache", "verify", "--weights", tmp_path / "0.pth")[1]

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK, two_classes
+from conftest import BACKBONE, BLOCKS, QUICK, two_classes
+from forking import HEED, Forked, embed_slowly, fork_command
+from making import wait_for_rows
 from PIL import Image
 
 from featcache.cache import Cache
@@ -29,9 +31,9 @@ def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
     assert "data set digits: 10 classes; images: 60 train, 359 test" in out
     assert "  classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in out
     assert "359 of its 1,797 images were carved off as test" in out
-    assert "512 features in float16" in out
+    assert "96 features in float16" in out
     (path,) = (tmp_path / "features").glob("*.h5")
-    assert path.name.startswith("digits-resnet18-")
+    assert path.name.startswith("digits-timm_test_resnet-")
     status, out, _ = run("embed", *QUICK)
     assert f"features/{path.name} is complete: 419 rows (eager, " in out
     assert "nothing to do" in out
@@ -40,7 +42,7 @@ def test_the_first_path_as_it_stands(run: Run, tmp_path: Path) -> None:
     assert f"cache features/{path.name}" in out
     assert "rows: 50 train, 10 val, 359 test" in out
     assert "95 % interval" in out
-    run_folder = tmp_path / "runs" / "digits-resnet18-logreg-1"
+    run_folder = tmp_path / "runs" / "digits-timm_test_resnet-logreg-1"
     files = {"run.json", "predictions.npz", "head.npz", "canary.npz"}
     assert {entry.name for entry in run_folder.glob("*.[jn]*")} == files
 
@@ -107,7 +109,7 @@ def test_a_run_says_all_that_the_schema_asks_for(run: Run, tmp_path: Path) -> No
     intervals = {f"{name}_ci95" for name in ("balanced_accuracy", "macro_f1", "log_loss", "ece")}
     assert set(record["metrics"]["test"]) == set(metrics.split()) | intervals
     assert {"embed_s", "fit_s", "epoch_s", "peak_rss_mb", "device"} == set(record["cost"])
-    assert record["total_params"] == 11_176_512 + record["trainable_params"]
+    assert record["total_params"] == 372_688 + record["trainable_params"]
 
     predictions = np.load(tmp_path / "runs/r/predictions.npz", allow_pickle=False)
     cache = Cache.open(next((tmp_path / "features").glob("*.h5")))
@@ -124,7 +126,7 @@ def test_a_run_says_all_that_the_schema_asks_for(run: Run, tmp_path: Path) -> No
 
 def test_a_data_set_can_be_named(run: Run) -> None:
     _, out, _ = run("embed", *QUICK, "--name", "numerals", "--json")
-    assert json.loads(out)["cache"].startswith("features/numerals-resnet18-")
+    assert json.loads(out)["cache"].startswith("features/numerals-timm_test_resnet-")
     assert run("fit-head", "--clf", "centroid", "--dataset", "numerals")[0] == 0
     assert run("fit-head", "--clf", "centroid", "--dataset", "digits")[0] == 1
 
@@ -135,7 +137,7 @@ def test_the_newest_matching_cache_is_taken(run: Run) -> None:
     run("embed", *QUICK, "--cut", "layer3")
     _, out, _ = run("fit-head", "--clf", "centroid", "--json")
     assert json.loads(out)["encoder"]["weights"]["seed"] == 1
-    assert run("fit-head", "--clf", "centroid", "--backbone", "resnet18", "--dataset", "digits")[0] == 0
+    assert run("fit-head", "--clf", "centroid", "--backbone", BACKBONE, "--dataset", "digits")[0] == 0
 
 
 def test_rows_are_chosen_at_fitting_as_at_embedding(run: Run) -> None:
@@ -153,7 +155,7 @@ def test_the_report_shows_classes_and_confusions(run: Run, tmp_path: Path) -> No
     assert "recall" in out
     assert "confusion matrix" in out
     pytest.importorskip("matplotlib")
-    assert (tmp_path / "runs/digits-resnet18-ridge-1/confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "runs/digits-timm_test_resnet-ridge-1/confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_folders_of_the_same_name_are_told_apart(run: Run, tmp_path: Path) -> None:
@@ -189,13 +191,25 @@ def test_the_well_known_backbones_embed(run: Run, name: str) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_is_done(tmp_path: Path, end: signal.Signals) -> None:
-    # a shell's background jobs ignore SIGINT, and hand that on to their children
-    heed = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    )
-    command = [sys.executable, "-c", heed, BIN / "embed", *QUICK[:-2], "--batch-size", "32", "--image-size", "64"]
-    command += ["--limit", "train=500,test=50"]
+    flags = [*BLOCKS, "--limit", "train=150,test=50"]
+    process = Forked(embed_slowly, flags, folder=tmp_path)
+    wait_for_rows(tmp_path, process)
+    process.send_signal(end)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.endswith("embed: error: interrupted; what is done is kept: run the same command to go on\n")
+    (partial,) = tmp_path.glob("features/.*.partial")
+    out, _ = fork_command("embed", *flags, "--json", folder=tmp_path).communicate(timeout=60)
+    assert json.loads(out)["rows"] == 200
+    assert not partial.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_of_the_script_keeps_what_is_done(tmp_path: Path, end: signal.Signals) -> None:
+    """bin/embed itself; its quicker twin is `test_an_interrupt_keeps_what_is_done`."""
+    command = [sys.executable, "-c", HEED, BIN / "embed", "--backbone", "resnet18", "--weights", "none"]
+    command += ["--batch-size", "32", "--image-size", "64", "--limit", "train=500,test=50"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
     while not (partial := list(tmp_path.glob("features/.*.partial"))):

@@ -209,7 +209,7 @@ def test_a_name_that_another_process_takes_meanwhile(
 
         monkeypatch.setattr(publishing, "find_spec", find_spec)
 
-    number = f"{cache.dataset}-resnet18-ridge{'-curve' if '--fractions' in flags else ''}"
+    number = f"{cache.dataset}-timm_test_resnet-ridge{'-curve' if '--fractions' in flags else ''}"
     end_first(f"{number}-1")
     status, out, err = run("fit-head", "--clf", "ridge", *few, *flags)
     assert status == 0, err

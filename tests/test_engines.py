@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 WAYS = [
     ("eager", "bf16"),
     ("eager", "fp16"),
-    ("compile", "fp32"),
+    pytest.param("compile", "fp32", marks=pytest.mark.slow),  # like bf16, whose compiling does all that this does
     ("compile", "bf16"),
     ("openvino", "fp32"),
     ("openvino", "bf16"),

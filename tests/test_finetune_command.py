@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK
+from conftest import BACKBONE, QUICK
 from trained import timeless
 
 from featcache.backbones import load_backbone
@@ -66,7 +66,7 @@ def test_three_commands_in_a_row(run: Run, tmp_path: Path, embedded: Cache) -> N
     assert tuned["dataset"] == head["dataset"]
     assert tuned["encoder"] == head["encoder"]
     assert tuned["encoder_fingerprint"] == head["encoder_fingerprint"]
-    assert (tuned["trainable_params"], tuned["total_params"]) == (8_398_858, 11_181_642)
+    assert (tuned["trainable_params"], tuned["total_params"]) == (268_810, 373_658)
     assert tuned["frozen_sha256"]["before"] == tuned["frozen_sha256"]["after"]
     best = tuned["params"]["epochs"]
     phases = [(entry["epoch"], entry["phase"]) for entry in tuned["history"]]
@@ -74,13 +74,14 @@ def test_three_commands_in_a_row(run: Run, tmp_path: Path, embedded: Cache) -> N
     assert set(tuned["history"][0]) >= {
         "epoch", "phase", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds",
     }  # fmt: skip
-    folder = tmp_path / "runs/digits-resnet18-partial_layer4-1"
+    folder = tmp_path / "runs/digits-timm_test_resnet-partial_layer4-1"
     files = {"run.json", "predictions.npz", "canary.npz", "model.pth", "history.png"}
     assert {path.name for path in folder.iterdir()} == files
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits-resnet18-logreg-1", folder.name]
+    head_folder = tmp_path / "runs/digits-timm_test_resnet-logreg-1"
+    assert sorted((tmp_path / "runs").iterdir()) == [head_folder, folder]
     finished = read_run(folder)
     assert finished.record == tuned
-    theirs = read_run(tmp_path / "runs/digits-resnet18-logreg-1").predictions
+    theirs = read_run(head_folder).predictions
     for part in ("val_ids", "test_ids", "val_labels", "test_labels"):
         np.testing.assert_array_equal(finished.predictions[part], theirs[part])
     accuracy = (finished.predictions["val_scores"].argmax(1) == finished.predictions["val_labels"]).mean()
@@ -90,7 +91,7 @@ def test_three_commands_in_a_row(run: Run, tmp_path: Path, embedded: Cache) -> N
     status, out, err = run("embed", *SMALL, "--weights", weights, "--precision", "fp32", "--storage", "float32")
     assert status == 0, err
     features = next(c for c in find_caches(tmp_path / "features") if c.provenance["weights"] == "model.pth")
-    final = load_backbone("resnet18", weights=str(weights), image_size=32).staged.head
+    final = load_backbone(BACKBONE, weights=str(weights), image_size=32).staged.head
     with torch.no_grad():
         logits = final(torch.from_numpy(load_rows(features).test.features.load())).numpy()
     np.testing.assert_allclose(logits, finished.predictions["test_scores"], rtol=1e-3, atol=1e-4)
@@ -109,11 +110,11 @@ def test_refitting_changes_the_final_model_and_not_what_was_chosen(run: Run, emb
 
 def test_a_dry_run_tells_the_plan_and_makes_nothing(run: Run, tmp_path: Path, embedded: Cache) -> None:
     plan = told(run, "--dry-run")
-    assert (plan["trainable_params"], plan["frozen_params"]) == (5_130, 11_176_512)
-    assert told(run, "--dry-run", "--unfreeze", "all")["trainable_params"] == 11_181_642
+    assert (plan["trainable_params"], plan["frozen_params"]) == (970, 372_688)
+    assert told(run, "--dry-run", "--unfreeze", "all")["trainable_params"] == 373_658
     status, out, _ = run("finetune", "--unfreeze", "layer4", "--lr-decay", "3", "--lr", "0.9", "--dry-run", *FEW)
     assert status == 0
-    assert "8,398,858 parameters train, 2,782,784 are frozen, 11,181,642 in all" in out
+    assert "268,810 parameters train, 104,848 are frozen, 373,658 in all" in out
     assert "0.3" in out
     assert "up to layer3" in out
     status, out, _ = run("finetune", "--progressive", "--phase-epochs", "2", "--dry-run", *FEW)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import BACKBONE
 from test_finetune_command import FEW, SMALL, told
 
 from featcache.backbones import load_backbone
@@ -52,15 +53,15 @@ def test_what_the_device_does_not_take_is_one_line(
 def test_other_weights_than_the_caches_are_refused(run: Run, tmp_path: Path, make_folder: Callable[..., Path]) -> None:
     """A weights file that changed since: its features would be others."""
     root = make_folder({"train": {"red": 6, "green": 6}, "test": {"red": 3, "green": 3}})
-    state = load_backbone("resnet18", weights="none").staged.model.state_dict()
+    state = load_backbone(BACKBONE, weights="none").staged.model.state_dict()
     torch.save(state, tmp_path / "mine.pth")
-    flags = ("--backbone", "resnet18", "--weights", "mine.pth", "--image-size", "32", "--dataset", root)
+    flags = ("--backbone", BACKBONE, "--weights", "mine.pth", "--image-size", "32", "--dataset", root)
     assert run("embed", *flags, "--device", "cpu")[0] == 0
     record = told(run, "--epochs", "1")
     assert record["cache"]["weights"] == "mine.pth"
     state["layer1.0.conv1.weight"][0] += 1
     torch.save(state, tmp_path / "mine.pth")
     status, _, err = run("finetune", "--epochs", "1", *FEW)
-    assert (status, "was made with other weights of resnet18" in err) == (1, True)
+    assert (status, "was made with other weights of timm/test_resnet" in err) == (1, True)
     record = told(run, "--epochs", "1", "--from-scratch")
     assert (record["method"], record["cache"]["weights"]) == ("scratch", "none")

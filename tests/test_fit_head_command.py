@@ -12,7 +12,6 @@ import pytest
 from conftest import QUICK
 from making import age, golden
 from selecting import SMALL_PROBE
-from test_sweep import cluster  # noqa: F401  a fixture
 
 from featcache.cache import Cache
 from featcache.command_line import Console, Parser
@@ -46,7 +45,7 @@ def test_seeds_are_runs_of_their_own_with_a_summary(run: Run, tmp_path: Path) ->
     run("embed", *QUICK)
     found = told(run, "--clf", "ridge,knn", "--seeds", 3, "--seed", 5, *FEW)
     assert [(r["method"], r["seed"]) for r in found["runs"]] == [(c, s) for c in ("ridge", "knn") for s in (5, 6, 7)]
-    names = {f"digits-resnet18-{clf}-{n}" for clf in ("ridge", "knn") for n in (1, 2, 3)}
+    names = {f"digits-timm_test_resnet-{clf}-{n}" for clf in ("ridge", "knn") for n in (1, 2, 3)}
     assert {folder.name for folder in (tmp_path / "runs").iterdir()} == names
     assert len({record["dataset"]["fingerprint"] for record in found["runs"][:3]}) == 3  # carved anew
     assert found["runs"][0]["dataset"]["fingerprint"] == found["runs"][3]["dataset"]["fingerprint"]
@@ -96,12 +95,16 @@ def test_a_class_of_one_row_is_fitted_on(
 
 @pytest.mark.parametrize(
     "workers",
-    [("--jobs", 2), pytest.param(("--jobs", 2, "--backend", "threading"), marks=pytest.mark.slow), "dask", "ray"],
+    [
+        ("--jobs", 2, "--backend", "threading"),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (("--jobs", 2), "dask", "ray")),
+    ],
     ids=str,
 )
 def test_the_result_does_not_depend_on_who_did_the_work(
     run: Run, tmp_path: Path, workers: Any, request: pytest.FixtureRequest
 ) -> None:
+    """Processes and dask are slow; their quicker twins are threads here, and processes and dask in `test_sweep`."""
     run("embed", *QUICK)
     if workers == "dask":
         workers = ("--backend", "dask", "--scheduler", request.getfixturevalue("cluster"))
@@ -223,7 +226,7 @@ def test_a_calibrated_head_is_saved_as_it_predicts(run: Run, tmp_path: Path) -> 
     assert done.record["selection"]["validation"] == {"kind": "cv", "folds": 4, "error": "over folds"}
     head, meta = load_head(done.head)
     assert head.probabilistic
-    assert meta["features"] == {"width": 512, "views": 1, "pooled": False}
+    assert meta["features"] == {"width": 96, "views": 1, "pooled": False}
     np.testing.assert_array_equal(head.scores(Cache.open(path).splits["test"].load()), done.predictions["test_scores"])
 
 
@@ -232,7 +235,7 @@ def test_caches_are_ranked_by_validation(run: Run, tmp_path: Path) -> None:
     for cut in ("layer2", "layer4"):
         run("embed", *QUICK, "--cut", cut, "--storage", "float32")
     found = told(run, "--rank")
-    assert sorted(entry["features"] for entry in found["ranking"]) == [128, 512, 512]
+    assert sorted(entry["features"] for entry in found["ranking"]) == [48, 96, 96]
     assert {entry["cut"]: entry["pooled"] for entry in found["ranking"]} == {"layer2": True, "layer4": False}
     val = [entry["val_accuracy"] for entry in found["ranking"]]
     assert val == sorted(val, reverse=True)
@@ -258,9 +261,9 @@ def test_caches_side_by_side_and_maps(run: Run, tmp_path: Path) -> None:
     run("embed", *QUICK, "--cut", "layer3")
     vectors, maps = sorted((tmp_path / "features").glob("*.h5"), key=lambda p: not Cache.open(p).holds_vectors)
     record = told(run, "--clf", "ridge", "--cache", vectors, "--cache", maps, "--pool")
-    assert record["features"]["width"] == 512 + 256
+    assert record["features"]["width"] == 96 + 192
     assert [part["file"] for part in record["cache"]["parts"]] == [vectors.name, maps.name]
-    assert told(run, "--clf", "ridge", "--pool")["features"] == {"width": 256, "views": 1, "pooled": True}
+    assert told(run, "--clf", "ridge", "--pool")["features"] == {"width": 192, "views": 1, "pooled": True}
     status, _, err = run("fit-head", "--clf", "ridge", "--cache", vectors, "--cache", maps)
     assert status == 1
     assert "holds maps" in err

@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import pytest
+from conftest import BACKBONE
 from making import age, files, flip, golden, interrupted, noise
 
 from featcache import acceptance, locks
@@ -25,14 +26,14 @@ from featcache.upkeep.garbage import delete, find_garbage
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
 
-FLAGS = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32"]
+FLAGS = ["--backbone", BACKBONE, "--weights", "none", "--image-size", "32"]
 DAY = 86400
 
 
-def test_gc_spares_what_may_be_of_use(embed: Embed, folder: Path, run: Run) -> None:
+def test_gc_spares_what_may_be_of_use(embed: Embed, embed_blocks: Embed, folder: Path, run: Run) -> None:
     cache = embed(folder).run().cache
     features = cache.path.parent
-    partial = interrupted(embed(noise(700)), 520)
+    partial = interrupted(embed_blocks(noise(88)), 66)
     (features / "notes.txt").write_text("mine")
     foreign = partial.with_name(partial.name.replace(locks.host(), "0123abcd"))
     shutil.copy(partial, foreign)
@@ -40,7 +41,7 @@ def test_gc_spares_what_may_be_of_use(embed: Embed, folder: Path, run: Run) -> N
     (features / "other-program-01234567.h5").write_bytes(b"")
     with h5py.File(features / "other-program-01234567.h5", "w") as file:
         file["x"] = 1
-    newer = features / "digits-resnet18-76543210.h5"
+    newer = features / "digits-timm_test_resnet-76543210.h5"
     shutil.copy(cache.path, newer)
     with h5py.File(newer, "r+") as file:
         file.attrs["format_version"] = 99
@@ -56,8 +57,8 @@ def test_gc_spares_what_may_be_of_use(embed: Embed, folder: Path, run: Run) -> N
     assert outside.exists()
 
 
-def test_gc_names_first_and_deletes_when_told(embed: Embed, run: Run) -> None:
-    partial = interrupted(embed(noise(700)), 520)
+def test_gc_names_first_and_deletes_when_told(embed_blocks: Embed, run: Run) -> None:
+    partial = interrupted(embed_blocks(noise(88)), 66)
     features = partial.parent
     age(partial, 8)
     foreign = partial.with_name(partial.name.replace(locks.host(), "0123abcd"))
@@ -76,7 +77,7 @@ def test_gc_names_first_and_deletes_when_told(embed: Embed, run: Run) -> None:
     assert {Path(each["file"]).name: each["deleted"] for each in told} == {
         partial.name: True,
         leftover.name: True,
-        f".{embed(noise(700)).path.name}.{locks.host()}.lock": True,
+        f".{embed_blocks(noise(88)).path.name}.{locks.host()}.lock": True,
     }
     assert files(features) == {foreign.name}
     assert "deleted features/.noise" in run("cache", "gc", "--delete", "--older-than", 2)[1]
@@ -85,20 +86,20 @@ def test_gc_names_first_and_deletes_when_told(embed: Embed, run: Run) -> None:
     assert run("cache", "gc", "--older-than", "-1")[0] == 2
 
 
-def test_gc_leaves_what_is_being_built(embed: Embed, run: Run) -> None:
-    work = embed(noise(700))
-    partial = interrupted(work, 520)
+def test_gc_leaves_what_is_being_built(embed_blocks: Embed, run: Run) -> None:
+    work = embed_blocks(noise(88))
+    partial = interrupted(work, 66)
     age(partial, 30)
     before = files(partial.parent)
     with building(work.path):
         assert "nothing to delete" in run("cache", "gc", "--delete")[1]
     assert files(partial.parent) == before
-    assert work.run().rows_reused == 512
+    assert work.run().rows_reused == 64
 
 
-def test_gc_deletes_no_file_that_changed_or_is_in_use_since_it_was_judged(embed: Embed) -> None:
-    work = embed(noise(700))
-    partial = interrupted(work, 520)
+def test_gc_deletes_no_file_that_changed_or_is_in_use_since_it_was_judged(embed_blocks: Embed) -> None:
+    work = embed_blocks(noise(88))
+    partial = interrupted(work, 66)
     age(partial, 30)
     garbage = {each.path: each for each in find_garbage(partial.parent)}[partial]
     with building(work.path):
@@ -108,33 +109,33 @@ def test_gc_deletes_no_file_that_changed_or_is_in_use_since_it_was_judged(embed:
     assert partial.exists()
 
 
-def test_gc_of_damaged_caches(embed: Embed, folder: Path, run: Run) -> None:
+def test_gc_of_damaged_caches(embed: Embed, embed_blocks: Embed, folder: Path, run: Run) -> None:
     sound = embed(folder).run().cache
-    torn = embed(noise(300)).run().cache
-    flip(torn, "train", "features", 299)
+    torn = embed_blocks(noise(40)).run().cache
+    flip(torn, "train", "features", 39)
     cut = embed(folder, storage="float32").run().cache
     cut.path.write_bytes(cut.path.read_bytes()[:5000])
     assert f"features/{torn.path.name}" not in run("cache", "gc")[1]
     out = run("cache", "gc", "--damaged", "--delete")[1]
-    assert "damaged: /train/features, rows 256 to 299" in out
+    assert "damaged: /train/features, rows 32 to 39" in out
     assert files(sound.path.parent) == {sound.path.name}
 
 
 def test_gc_of_superseded_caches(embed: Embed, run: Run) -> None:
-    small = embed(noise(100)).run().cache
-    embed(noise(50, "half")).run()
-    whole = embed(noise(300)).run().cache
-    again = embed(noise(300, "again")).run().cache  # the same images, newer
-    other = embed(noise(100), storage="float32").run().cache
-    images = embed(noise(200, "images", seed=1)).run().cache
+    small = embed(noise(30)).run().cache
+    embed(noise(15, "half")).run()
+    whole = embed(noise(80)).run().cache
+    again = embed(noise(80, "again")).run().cache  # the same images, newer
+    other = embed(noise(30), storage="float32").run().cache
+    images = embed(noise(60, "images", seed=1)).run().cache
     out = run("cache", "gc", "--superseded")[1]
     assert f"{small.path.name} (" in out
-    assert "all its 112 images are in " in out
+    assert "all its 42 images are in " in out
     assert run("cache", "gc", "--superseded", "--delete")[0] == 0
     assert files(whole.path.parent) == {again.path.name, other.path.name, images.path.name}
     flip(again, "train", "features", 0)  # no longer one to rely on
-    small = embed(noise(100), cut=2).run().cache
-    larger = embed(noise(300), cut=2).run().cache
+    small = embed(noise(30), cut=2).run().cache
+    larger = embed(noise(80), cut=2).run().cache
     flip(larger, "train", "features", 0)
     assert f"features/{small.path.name}" not in run("cache", "gc", "--superseded")[1]
 

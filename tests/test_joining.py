@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw
+from conftest import BACKBONE, draw
 from row_checks import VIEWS, Embed, MakeFolder, assert_same, by_id
 
 from featcache.augmentation import Augmentation
@@ -28,7 +28,7 @@ def never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def larger() -> Backbone:
     """The same backbone on larger pictures: another preprocessing, and other features."""
-    return load_backbone("resnet18", weights="none", image_size=40)
+    return load_backbone(BACKBONE, weights="none", image_size=40)
 
 
 def test_caches_of_the_same_images_are_put_side_by_side(
@@ -39,14 +39,14 @@ def test_caches_of_the_same_images_are_put_side_by_side(
     rows = load_rows([cache, maps, other], pool_maps=True)
     assert rows.fingerprint == alone.fingerprint
     assert rows.train.ids == alone.train.ids
-    assert rows.train.features.shape == (36, 512 + 256 + 512)
+    assert rows.train.features.shape == (36, 96 + 192 + 96)
     first, second, third = by_id(cache), by_id(maps), by_id(other)
     for part in (rows.train, rows.val, rows.test, rows.dev):
         expected = [np.concatenate([first[i], second[i].mean(axis=(-2, -1)), third[i]]) for i in part.ids]
         np.testing.assert_array_equal(part.features.load(), np.stack(expected))
     assert rows.notes[0] == (
-        "features of 3 caches side by side, joined by id and content: resnet18 after layer4 (512), "
-        "resnet18 after layer3 (256), resnet18 after layer4 (512)"
+        "features of 3 caches side by side, joined by id and content: timm/test_resnet after layer4 (96), "
+        "timm/test_resnet after layer3 (192), timm/test_resnet after layer4 (96)"
     )
     monkeypatch.setattr("heads.rows.KEPT_BYTES", 0)
     streamed = load_rows([cache, maps, other], pool_maps=True)

@@ -148,7 +148,7 @@ def test_the_command_draws_a_curve(run: Callable, cache: Cache, tmp_path: Path) 
     assert (tmp_path / "runs/c/curve.png").read_bytes().startswith(b"\x89PNG")
     status, out, _ = run("fit-head", *flags, "--json", "--jobs", "2")
     assert json.loads(out)["sizes"] == curve["sizes"]
-    assert (tmp_path / "runs" / f"{cache.dataset}-resnet18-ridge-curve-1").is_dir()
+    assert (tmp_path / "runs" / f"{cache.dataset}-timm_test_resnet-ridge-curve-1").is_dir()
     status, out, _ = run("fit-head", "--clf", "ridge", "--shots", "1,2", "--val-fraction", "0.2")
     assert status == 0
     assert "no power law: it takes at least three sizes" in out

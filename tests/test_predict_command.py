@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import BACKBONE
 from scipy import special
 from serving import Served, rows
 
@@ -127,11 +128,11 @@ def test_the_nearest_training_images_are_named(served: Served, predict: Run, tmp
     assert "--neighbors asks for the features" in err
     status, _, err = predict("tuned", picture, "--neighbors", 3)
     assert status == 1
-    assert "no cache of its own features; make one with bin/embed --backbone resnet18 --weights" in err
+    assert "no cache of its own features; make one with bin/embed --backbone timm/test_resnet --weights" in err
 
 
 def test_a_tuned_run_has_neighbors_by_its_own_features(served: Served, predict: Run, run: Run, tmp_path: Path) -> None:
-    flags = ["--backbone", "resnet18", "--weights", served.runs_dir / "tuned", "--precision", "fp32"]
+    flags = ["--backbone", BACKBONE, "--weights", served.runs_dir / "tuned", "--precision", "fp32"]
     own = ["--cache-dir", tmp_path / "own"]
     assert run("embed", "--dataset", served.pictures, *flags, *own)[0] == 0
     cache = next((tmp_path / "own").glob("*.h5"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import BACKBONE
 from serving import Served, edited
 
 from featcache.backbones import load_backbone
@@ -19,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 def test_the_run_knows_its_encoder_and_refuses_another_by_name(served: Served, predict: Run) -> None:
     picture = served.pictures / "test" / "red" / "0.png"
-    same = ["--backbone=resnet18", "--image-size=32", "--resize=crop", "--mean=0.485,0.456,0.406"]
+    same = ["--backbone=timm/test_resnet", "--image-size=32", "--resize=crop", "--mean=0.5,0.5,0.5"]
     assert predict("head", picture, *same)[0] == 0
     for name in ("head", "joined", "tuned"):
         for flag, value in (("--backbone", "resnet50"), ("--image-size", "224"), ("--std", "1,1,1")):
@@ -39,8 +40,8 @@ def test_weights_that_came_from_a_file_are_asked_for_and_compared(
     served: Served, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in (0, 1):
-        torch.save(load_backbone("resnet18", weights="none", seed=seed).staged.model.state_dict(), f"{seed}.pth")
-    flags = ["--backbone", "resnet18", "--weights", "./0.pth", "--image-size", "32", "--device", "cpu"]
+        torch.save(load_backbone(BACKBONE, weights="none", seed=seed).staged.model.state_dict(), f"{seed}.pth")
+    flags = ["--backbone", BACKBONE, "--weights", "./0.pth", "--image-size", "32", "--device", "cpu"]
     assert run("embed", "--dataset", served.pictures, *flags)[0] == 0
     assert run("fit-head", "--clf", "centroid", "--name", "r")[0] == 0
     picture = served.pictures / "test" / "red" / "0.png"

@@ -85,7 +85,7 @@ def test_every_row_and_failure_is_there(page: Page, comparison: Comparison) -> N
             continue
         assert any(text.strip().startswith(row.method) and f"{row.accuracy:.3f}" in text for text in rows)
     assert any(text.strip().startswith("full") and "failed" in text for text in rows)
-    assert "full, resnet18, seed 0: <b>no</b> memory" in page.texts["li"]
+    assert "full, timm/test_resnet, seed 0: <b>no</b> memory" in page.texts["li"]
     assert page.texts["p"][1 : 1 + len(comparison.verdict.sentences)] == list(comparison.verdict.sentences)
 
 

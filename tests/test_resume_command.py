@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import BACKBONE
 from making import Stop
 
 from featcache import embed_command, locks
@@ -16,7 +17,7 @@ from featcache.embedding import Embedding
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
 
-FLAGS = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32"]
+FLAGS = ["--backbone", BACKBONE, "--weights", "none", "--image-size", "32"]
 DAY = 86400
 
 
@@ -54,7 +55,7 @@ def test_resume_goes_on_with_what_was_asked(
     monkeypatch.chdir(elsewhere)
     status, out, _ = run("cache", "resume", "--cache-dir", ".")
     assert status == 0
-    assert f"in {folder.parent}: embed --dataset ./pictures --backbone resnet18" in out
+    assert f"in {folder.parent}: embed --dataset ./pictures --backbone timm/test_resnet" in out
     assert Path.cwd() == elsewhere
     (sealed,) = partial.parent.glob("[!.]*.h5")
     assert not partial.exists()

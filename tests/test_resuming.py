@@ -19,13 +19,12 @@ from featcache.locks import partial_path
 Embed = Callable[..., Embedding]
 
 
-@pytest.mark.slow
-def test_a_source_that_vanishes_in_the_middle_is_made_up_for(embed: Embed, tmp_path: Path) -> None:
-    first = embed(numbered(np.arange(600))).run().cache
-    work = embed(numbered(np.arange(0, 1400, 2)))  # blocks of old and new rows
+def test_a_source_that_vanishes_in_the_middle_is_made_up_for(embed_blocks: Embed, tmp_path: Path) -> None:
+    first = embed_blocks(numbered(np.arange(80))).run().cache
+    work = embed_blocks(numbered(np.arange(0, 170, 2)))  # blocks of old and new rows
 
     def vanish(done: int, total: int) -> None:
-        if done > 400 and first.path.exists():
+        if done > 50 and first.path.exists():
             first.path.unlink()
             raise KeyboardInterrupt
 
@@ -33,38 +32,38 @@ def test_a_source_that_vanishes_in_the_middle_is_made_up_for(embed: Embed, tmp_p
         work.run(on_progress=vanish)
     embedded = work.run()
     assert_equal_to_a_fresh_build(embedded.cache, work, tmp_path / "fresh")
-    assert 0 < np.count_nonzero(embedded.cache.splits["train"].origin) < 300
+    assert 0 < np.count_nonzero(embedded.cache.splits["train"].origin) < 40
 
 
-def test_a_build_with_reused_rows_goes_on_to_the_same_bytes(embed: Embed, tmp_path: Path) -> None:
-    old, new = numbered(np.arange(0, 900, 3)), numbered(np.arange(900))
+def test_a_build_with_reused_rows_goes_on_to_the_same_bytes(embed_blocks: Embed, tmp_path: Path) -> None:
+    old, new = numbered(np.arange(0, 120, 3)), numbered(np.arange(120))
     for name in ("whole", "torn"):
-        embed(old, cache_dir=tmp_path / name).run()
-    whole = embed(new, cache_dir=tmp_path / "whole").run().cache
-    for limit in (400, 600, 800):
+        embed_blocks(old, cache_dir=tmp_path / name).run()
+    whole = embed_blocks(new, cache_dir=tmp_path / "whole").run().cache
+    for limit in (50, 75, 100):
 
         def stop(done: int, total: int, limit: int = limit) -> None:
             if done >= limit:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            embed(new, cache_dir=tmp_path / "torn").run(on_progress=stop)
-    torn = embed(new, cache_dir=tmp_path / "torn").run().cache
+            embed_blocks(new, cache_dir=tmp_path / "torn").run(on_progress=stop)
+    torn = embed_blocks(new, cache_dir=tmp_path / "torn").run().cache
     for name, split in whole.splits.items():
         for part, stored in split.stored.items():
             np.testing.assert_array_equal(torn.splits[name].stored[part].read(), stored.read(), err_msg=part)
 
 
 def test_a_source_that_another_stack_made_anew_gives_no_rows_on_resuming(
-    embed: Embed, backbone: Backbone, tmp_path: Path
+    embed_blocks: Embed, backbone: Backbone, tmp_path: Path
 ) -> None:
-    old, new = embed(numbered(np.arange(0, 900, 3))), embed(numbered(np.arange(900)))
+    old, new = embed_blocks(numbered(np.arange(0, 120, 3))), embed_blocks(numbered(np.arange(120)))
     first = old.run().cache
-    stopped(new, 600)
+    stopped(new, 75)
     first.path.unlink()
     for partial in first.path.parent.glob(".*.partial"):
         partial.rename(tmp_path / partial.name)  # out of the way: it would give the rows
-    drifted = embed(numbered(np.arange(0, 900, 3)), backbone=with_other_weights(backbone))
+    drifted = embed_blocks(numbered(np.arange(0, 120, 3)), backbone=with_other_weights(backbone))
     made_anew = drifted.run().cache
     assert made_anew.fingerprint == first.fingerprint
     for partial in tmp_path.glob(".*.partial"):
@@ -72,33 +71,34 @@ def test_a_source_that_another_stack_made_anew_gives_no_rows_on_resuming(
     assert_equal_to_a_fresh_build(new.run().cache, new, tmp_path / "fresh")
 
 
-def test_other_batch_sizes_and_back_lose_nothing(embed: Embed) -> None:
+def test_other_batch_sizes_and_back_lose_nothing(embed_blocks: Embed) -> None:
     def work(batch_size: int) -> Embedding:
-        return embed(numbered(np.arange(1100)), batch_size=batch_size)
+        return embed_blocks(numbered(np.arange(140)), batch_size=batch_size)
 
-    stopped(work(8), 600)
+    stopped(work(8), 75)
     stopped(work(4), 0)
-    assert work(8).run().rows_reused == 512
+    assert work(8).run().rows_reused == 64
     assert not list(work(8).path.parent.glob(".*.partial"))
 
 
-@pytest.mark.slow
-def test_an_interrupted_build_that_copies_from_its_predecessor_keeps_all(embed: Embed, tmp_path: Path) -> None:
-    stopped(embed(numbered(np.arange(1500)), batch_size=8), 1030)
-    work = embed(numbered(np.arange(1500)), batch_size=4)
-    stopped(work, 300)
+def test_an_interrupted_build_that_copies_from_its_predecessor_keeps_all(embed_blocks: Embed, tmp_path: Path) -> None:
+    stopped(embed_blocks(numbered(np.arange(190)), batch_size=8), 130)
+    work = embed_blocks(numbered(np.arange(190)), batch_size=4)
+    stopped(work, 40)
     embedded = work.run()
-    assert embedded.rows_reused == 1024
+    assert embedded.rows_reused == 128
     assert_equal_to_a_fresh_build(embedded.cache, work, tmp_path / "fresh")
 
 
-def test_a_build_that_cannot_be_begun_anew_leaves_what_was_there(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(embed(numbered(np.arange(700))), 600)
+def test_a_build_that_cannot_be_begun_anew_leaves_what_was_there(
+    embed_blocks: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(embed_blocks(numbered(np.arange(90))), 75)
     with monkeypatch.context() as full:
         full.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000}))
         with pytest.raises(UserError, match="1,000 are free"):
-            embed(numbered(np.arange(700)), batch_size=4).run()
-    assert embed(numbered(np.arange(700))).run().rows_reused == 512
+            embed_blocks(numbered(np.arange(90)), batch_size=4).run()
+    assert embed_blocks(numbered(np.arange(90))).run().rows_reused == 64
 
 
 def test_a_row_that_failed_once_and_not_again_is_not_told_of(

@@ -47,22 +47,22 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-def test_ten_images_more_are_ten_forward_passes(embed: Embed, forwards: list[int], tmp_path: Path) -> None:
-    first = embed(numbered(np.arange(10_000)), batch_size=64).run()
-    assert sum(forwards) == 10_012
+def test_ten_images_more_are_ten_forward_passes(embed_blocks: Embed, forwards: list[int], tmp_path: Path) -> None:
+    first = embed_blocks(numbered(np.arange(1_000)), batch_size=64).run()
+    assert sum(forwards) == 1_012
     forwards.clear()
-    work = embed(numbered(np.arange(10_010)), batch_size=64)
+    work = embed_blocks(numbered(np.arange(1_010)), batch_size=64)
     second = work.run()
     assert forwards == [10]
-    assert (second.rows, second.rows_reused) == (10_022, 10_012)
+    assert (second.rows, second.rows_reused) == (1_022, 1_012)
     assert second.cache.path != first.cache.path
     assert first.cache.path.exists()
     origin = second.cache.splits["train"].origin
-    assert (origin[:10_000] == 1).all()
-    assert not origin[10_000:].any()
+    assert (origin[:1_000] == 1).all()
+    assert not origin[1_000:].any()
     assert second.cache.provenance["reused"][0]["fingerprint"] == first.cache.fingerprint
     np.testing.assert_array_equal(
-        second.cache.splits["train"].read(np.arange(10_000)), first.cache.splits["train"].read()
+        second.cache.splits["train"].read(np.arange(1_000)), first.cache.splits["train"].read()
     )
 
 
@@ -101,36 +101,36 @@ def test_another_encoder_gives_no_rows(embed: Embed, folder: Path, forwards: lis
     assert embedded.cache.provenance["reused"] == []
 
 
-def test_damaged_sources_are_not_copied(embed: Embed, forwards: list[int], tmp_path: Path) -> None:
-    first = embed(numbered(np.arange(600))).run().cache
+def test_damaged_sources_are_not_copied(embed_blocks: Embed, forwards: list[int], tmp_path: Path) -> None:
+    first = embed_blocks(numbered(np.arange(80))).run().cache
     stored = first.splits["train"].stored["features"]
     with first.path.open("r+b") as file:
-        file.seek(stored.offset + 300 * stored.row_bytes)
+        file.seek(stored.offset + 40 * stored.row_bytes)
         file.write(b"\xff\xff")
     forwards.clear()
-    work = embed(numbered(np.arange(610)))
+    work = embed_blocks(numbered(np.arange(90)))
     embedded = work.run()
-    assert 0 < embedded.rows_reused < 612
+    assert 0 < embedded.rows_reused < 92
     assert_equal_to_a_fresh_build(embedded.cache, work, tmp_path / "fresh")
 
 
-def test_one_bad_block_of_a_source_costs_its_rows_alone(embed: Embed) -> None:
-    first = embed(numbered(np.arange(1000))).run().cache
+def test_one_bad_block_of_a_source_costs_its_rows_alone(embed_blocks: Embed) -> None:
+    first = embed_blocks(numbered(np.arange(120))).run().cache
     stored = first.splits["train"].stored
     with first.path.open("r+b") as file:
-        for part, row in (("content", 10), ("features", 300)):
+        for part, row in (("content", 10), ("features", 40)):
             file.seek(stored[part].offset + row * stored[part].row_bytes)
             file.write(b"\xff" * 2)
-    assert embed(numbered(np.arange(1010))).run().rows_reused == 1012 - 512
+    assert embed_blocks(numbered(np.arange(130))).run().rows_reused == 132 - 64
 
 
 def test_a_dead_builder_of_another_host_leaves_its_rows(
-    embed: Embed, forwards: list[int], monkeypatch: pytest.MonkeyPatch
+    embed_blocks: Embed, forwards: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = embed(numbered(np.arange(700)))
+    work = embed_blocks(numbered(np.arange(90)))
 
     def stop(done: int, total: int) -> None:
-        if done >= 600:
+        if done >= 75:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -140,14 +140,16 @@ def test_a_dead_builder_of_another_host_leaves_its_rows(
     own.rename(other)
     forwards.clear()
     embedded = work.run()
-    assert embedded.rows_reused == 512
-    assert sum(forwards) == 200
+    assert embedded.rows_reused == 64
+    assert sum(forwards) == 38
     assert other.exists()  # its builder may be alive
     assert embedded.cache.provenance["reused"][0]["file"] == other.name
 
 
-def test_two_hosts_build_privately_and_either_result_stands(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = embed(numbered(np.arange(300)))
+def test_two_hosts_build_privately_and_either_result_stands(
+    embed_blocks: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = embed_blocks(numbered(np.arange(40)))
     paths = []
 
     def meanwhile(done: int, total: int) -> None:
@@ -155,7 +157,7 @@ def test_two_hosts_build_privately_and_either_result_stands(embed: Embed, monkey
             paths.append(None)
             with monkeypatch.context() as there:
                 there.setattr("featcache.locks.host", lambda: "0badc0de")
-                paths.append(embed(numbered(np.arange(300))).run().cache.path)
+                paths.append(embed_blocks(numbered(np.arange(40))).run().cache.path)
 
     cache = work.run(on_progress=meanwhile).cache
     assert paths[1] == cache.path
@@ -188,15 +190,15 @@ def test_another_decoder_is_told(embed: Embed, folder: Path, monkeypatch: pytest
         embed(folder).run()
 
 
-def test_a_file_in_the_making_of_a_drifted_stack_is_begun_anew(embed: Embed, backbone: Backbone) -> None:
+def test_a_file_in_the_making_of_a_drifted_stack_is_begun_anew(embed_blocks: Embed, backbone: Backbone) -> None:
     def stop(done: int, total: int) -> None:
-        if done >= 300:
+        if done >= 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embed(numbered(np.arange(600))).run(on_progress=stop)
+        embed_blocks(numbered(np.arange(80))).run(on_progress=stop)
     notes: list[str] = []
-    drifted = embed(numbered(np.arange(600)), backbone=with_other_weights(backbone))
+    drifted = embed_blocks(numbered(np.arange(80)), backbone=with_other_weights(backbone))
     embedded = drifted.run(on_note=notes.append)
     assert embedded.rows_reused == 0
     assert "is begun anew: features of" in notes[2]

@@ -129,11 +129,11 @@ def test_maps_are_refused_or_averaged(cache: Cache, folder: Path, embed: Embed) 
     with pytest.raises(UserError, match="holds maps .cut after layer1., and heads need vectors: --pool averages maps"):
         load_rows(maps)
     rows = load_rows(maps, pool_maps=True)
-    assert rows.train.features.shape == (36, 64)
+    assert rows.train.features.shape == (36, 32)
     expected = maps.splits["test"].load().mean(axis=(-2, -1))
     np.testing.assert_array_equal(rows.test.features.load(), expected)
     assert (
-        "the maps of resnet18 after layer1, 64 x 8 x 8, are averaged over their 8 x 8 positions: 64 features"
+        "the maps of timm/test_resnet after layer1, 32 x 8 x 8, are averaged over their 8 x 8 positions: 32 features"
         in rows.notes
     )
     assert_same(load_rows(cache, pool_maps=True), load_rows(cache))

@@ -126,22 +126,6 @@ def test_wilson_coverage(n: int, p: float) -> None:
         low, high = wilson(k, n)
         covers[k] = low <= p <= high
     assert probability[list(covers.values())].sum() == pytest.approx(exact, abs=1e-4)
-    # with n = 50 and 0.5 one seed in six would find less than 93 %, the exact number being half a point above
-    simulated = np.mean([covers[k] for k in np.random.default_rng(1).binomial(n, p, 2000).tolist()])
-    assert abs(simulated - exact) < slack(exact, 2000)
-    if 0.93 <= exact <= 0.97:
-        assert 0.93 <= simulated <= 0.97
-    else:
-        assert (n, p) in {(50, 0.9), (50, 0.98)}
-
-
-def test_percentiles_of_resampled_rows_cover_far_too_little() -> None:
-    rng = np.random.default_rng(0)
-    covered = []
-    for k in rng.binomial(153, 0.98, 2000).tolist():
-        low, high = np.quantile(rng.binomial(153, k / 153, 1000) / 153, (0.025, 0.975))  # which is what resampling is
-        covered.append(low <= 0.98 <= high)
-    assert 0.77 < np.mean(covered) < 0.85
 
 
 @pytest.mark.parametrize("n", [50, 153, 1000])

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from threadpoolctl import threadpool_info
 
 from featcache.errors import UsageError, UserError
 from heads.sweep import Workers, sweep
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def squared(number: int) -> int:
@@ -31,46 +24,6 @@ def process_and_threads(_piece: int) -> tuple[int, int]:
 
     _ = np.ones((2, 2)) @ np.ones((2, 2))
     return os.getpid(), max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a dask scheduler with two workers, each a process of its own."""
-    pytest.importorskip("distributed")
-    folder = tmp_path_factory.mktemp("cluster")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONWARNINGS": "ignore"}
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*arguments: str) -> Path:
-        told = folder / f"{len(started)}.txt"
-        command = [sys.executable, "-m", "dask", *arguments, "--no-dashboard"]
-        with told.open("wb") as file:
-            started.append(subprocess.Popen(command, cwd=folder, stderr=file, stdout=file, env=environment))
-        return told
-
-    try:
-        address = said(start("scheduler", "--host", "127.0.0.1", "--port", "0"), r"Scheduler at:\s+(tcp://\S+)")
-        workers = [start("worker", address, "--nthreads", "1", "--no-nanny") for _ in range(2)]
-        for told in workers:
-            said(told, r"(Starting established connection to|Registered to:)")
-        yield address
-    finally:
-        for process in reversed(started):
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def said(told: Path, pattern: str) -> str:
-    """Wait until a process tells this."""
-    end = time.monotonic() + 60
-    while not (found := re.search(pattern, told.read_text())):
-        assert time.monotonic() < end, told.read_text()
-        time.sleep(0.02)
-    return found[1]
 
 
 @pytest.mark.parametrize("workers", [Workers(), Workers(jobs=2), Workers(jobs=2, backend="threading")], ids=str)

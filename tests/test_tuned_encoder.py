@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import QUICK, draw
+from conftest import BACKBONE, QUICK, draw
 
 from featcache.backbones import load_backbone
 from featcache.cache import find_caches
@@ -51,17 +51,17 @@ def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None)
 
     subset = ("--per-class", "6", "--limit", "test=30", "--device", "cpu")
     exactly = ("--engine", "eager", "--precision", "fp32", "--storage", "float32")
-    record = told(run, "embed", "--backbone", "resnet18", "--weights", "runs/first", *subset, *exactly)
+    record = told(run, "embed", "--backbone", BACKBONE, "--weights", "runs/first", *subset, *exactly)
     cache = next(
         each for each in find_caches(tmp_path / "features") if str(each.path) == f"{tmp_path}/{record['cache']}"
     )
     assert cache.provenance["weights"] == "first/model.pth"
     assert cache.encoder["preprocessing"] == on["encoder"]["preprocessing"]  # 32 pixels, which nobody said again
-    tuned = load_backbone("resnet18", weights=str(tmp_path / "runs/first"))
+    tuned = load_backbone(BACKBONE, weights=str(tmp_path / "runs/first"))
     assert cache.encoder["weights"] == {"sha256": tuned.weights["sha256"]}
     assert tuned.weights["sha256"] != on["encoder"]["weights"]["sha256"]
     assert (
-        load_backbone("resnet18", weights=str(tmp_path / "runs/first/model.pth")).weights["sha256"]
+        load_backbone(BACKBONE, weights=str(tmp_path / "runs/first/model.pth")).weights["sha256"]
         == (tuned.weights["sha256"])
     )
     with torch.no_grad():
@@ -75,9 +75,13 @@ def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None)
     assert more["cache"]["weights"] == "first/model.pth"
 
     for folder, backbone, message in (
-        ("runs/head", "resnet18", "the run of a head (ridge), which has no backbone"),
-        ("runs/first", "resnet34", "a run of resnet18, not of resnet34: give --backbone resnet18"),
-        ("runs/", "resnet18", "a folder without run.json; expected a weights file, or the run of a fine-tuning"),
+        ("runs/head", BACKBONE, "the run of a head (ridge), which has no backbone"),
+        ("runs/first", "resnet34", f"a run of {BACKBONE}, not of resnet34: give --backbone {BACKBONE}"),
+        (
+            "runs/",
+            BACKBONE,
+            "a folder without run.json; expected a weights file, or the run of a fine-tuning",
+        ),
     ):
         status, _, err = run("embed", "--backbone", backbone, "--weights", folder, "--per-class", "6")
         assert status == 1
@@ -177,13 +181,19 @@ def _fails(*_given: object, **_more: object) -> None:
         ("[" * 100_000, "run.json cannot be read"),
         ("{}", "no run, which has no backbone"),
         ('{"kind": "finetune", "encoder": 3}', "no backbone that it tells of"),
-        ('{"kind": "finetune", "encoder": {"backbone": "resnet18"}}', "does not tell how images were preprocessed"),
-        ('{"kind": "finetune", "encoder": {"backbone": "resnet18", "preprocessing": 3}}', "does not tell how images"),
+        (
+            json.dumps({"kind": "finetune", "encoder": {"backbone": BACKBONE}}),
+            "does not tell how images were preprocessed",
+        ),
+        (
+            json.dumps({"kind": "finetune", "encoder": {"backbone": BACKBONE, "preprocessing": 3}}),
+            "does not tell how images",
+        ),
     ],
 )
 def test_a_strangers_run_is_one_line(tmp_path: Path, record: str, message: str) -> None:
     (tmp_path / "run.json").write_text(record)
     with pytest.raises(UserError) as caught:
-        load_backbone("resnet18", weights=str(tmp_path))
+        load_backbone(BACKBONE, weights=str(tmp_path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import QUICK
-from test_crashes import HEED
-from test_ranks import ROOT, start
+from forking import fork_command
 
 from featcache.errors import UserError
 from finetune import publishing, training
@@ -36,9 +35,8 @@ def embedded(run: Run) -> None:
 
 
 def test_ctrl_c_where_nothing_is_trained(tmp_path: Path, embedded: None) -> None:
-    process = start(tmp_path, "-c", HEED, ROOT / "bin/finetune", *FLAGS, "--unfreeze", "all", "--find-lr")
-    assert process.stdout is not None
-    assert any(line.startswith("rows: ") for line in iter(process.stdout.readline, ""))
+    process = fork_command("finetune", *FLAGS, "--unfreeze", "all", "--find-lr", folder=tmp_path)
+    process.stdout_line("rows: ")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     told = "finetune: error: interrupted; nothing to go on with was kept: run the same command again"

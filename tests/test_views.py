@@ -33,7 +33,7 @@ def test_the_plain_view_is_the_first_and_the_others_are_of_the_same_image(
     assert cache.encoder["views"] == THREE.to_json()
     assert cache.holds_vectors
     views = split.load()
-    assert views.shape == (40, 4, 512)
+    assert views.shape == (40, 4, 96)
     np.testing.assert_allclose(views[:, 0], plain, rtol=1e-4, atol=1e-5)
     images = load_dataset(str(folder)).splits["train"].images
     read = images.read([7])
@@ -95,9 +95,9 @@ def test_the_bytes_are_told_and_too_many_are_refused_before_anything_is_read(
     embed: Embed, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = embed(folder, max_gb=1e-5)
-    assert work.feature_bytes == 52 * 512 * 2
+    assert work.feature_bytes == 52 * 96 * 2
     monkeypatch.setattr("featcache.datasets.FileImages.digests", None)
-    with pytest.raises(UserError, match="52 rows of 512 take 53,248 bytes, more than --max-gb 1e-05: raise it"):
+    with pytest.raises(UserError, match="52 rows of 96 take 9,984 bytes, more than --max-gb 1e-05: raise it"):
         work.run()
     status, out, err = run("embed", *QUICK, "--cut", "stem", "--views", 40, "--max-gb", 0.01)
     assert status == 1
@@ -131,4 +131,4 @@ def test_views_that_make_no_sense_are_refused(run: Run, flags: list[object]) -> 
 def test_a_cache_of_views_is_read_by_rows(embed: Embed, folder: Path) -> None:
     path = embed(folder, augmentation=THREE).run().cache.path
     split = Cache.open(path).splits["test"]
-    assert split.read(np.array([2])).shape == (1, 4, 512)
+    assert split.read(np.array([2])).shape == (1, 4, 96)
