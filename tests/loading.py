@@ -1,13 +1,10 @@
-"""What a training script does with a cache: a DataLoader's workers read it. Prints "equal" where they read the same.
+"""What a training script does with a cache: a DataLoader's workers read it.
 
-    python tests/loading.py CACHE fork|spawn
-
-A program of its own: a process in which inference engines have started threads is none to fork.
+For a forked process: one in which inference engines have started threads is none to fork workers from.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +27,11 @@ class Rows(torch.utils.data.Dataset):
         return list(self.split.load(np.array(rows)))
 
 
-def main(path: str, context: str) -> None:
-    split = Cache.open(Path(path)).splits["train"]
+def read_by_workers(path: Path, context: str) -> None:
+    """Compare what workers, started by "fork" or "spawn", read of a cache with what this process reads."""
+    split = Cache.open(path).splits["train"]
     expected = split.load()  # opens it here first, so that workers inherit what is open
     loader = torch.utils.data.DataLoader(
         Rows(split), batch_size=7, shuffle=False, num_workers=2, multiprocessing_context=context
     )
     np.testing.assert_array_equal(torch.cat(list(loader)).numpy(), expected)
-    print("equal")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forking import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
@@ -89,16 +90,16 @@ def test_batch_order_number_of_views_and_global_seed_do_not_matter(
     assert torch.equal(some.expand(-1, -1, 3, -1, -1), everything[order[:kept], :views])
 
 
-def test_another_process_draws_the_same(images: list[np.ndarray]) -> None:
+def test_another_process_draws_the_same(images: list[np.ndarray], tmp_path: Path) -> None:
     augmentation = Augmentation(views=3, seed=1)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        elsewhere = pool.apply(drawn_elsewhere, (augmentation, images))
-    np.testing.assert_array_equal(draw(augmentation, images).numpy(), elsewhere)
+    process = Forked(draw_elsewhere, augmentation, images, folder=tmp_path)
+    assert process.wait(timeout=60) == 0, process.communicate()
+    np.testing.assert_array_equal(draw(augmentation, images).numpy(), np.load(tmp_path / "drawn.npy"))
 
 
-def drawn_elsewhere(augmentation: Augmentation, images: list[np.ndarray]) -> np.ndarray:
+def draw_elsewhere(augmentation: Augmentation, images: list[np.ndarray]) -> None:
     torch.manual_seed(99)
-    return draw(augmentation, images).numpy()
+    np.save("drawn.npy", draw(augmentation, images).numpy())
 
 
 def test_seeds_views_and_contents_differ() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from forking import Forked
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional._geometry import _do_native_uint8_resize_on_cpu
@@ -181,23 +179,18 @@ def test_a_batch_in_the_making_is_left_at_the_next_image() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux lists them")
 @pytest.mark.skipif(not _do_native_uint8_resize_on_cpu(InterpolationMode.BILINEAR), reason="resized in float32 here")
-def test_torch_wakes_no_threads_of_its_own_in_those_that_read(files: FileImages) -> None:
-    code = f"""
-import os
-import torch
-from dataclasses import replace
-from pathlib import Path
-from test_batches import PREPROCESSING, VIEWS, ArrayImages, FileImages, noise, reader
-torch.set_num_threads(4)
-of_files = FileImages(Path({str(files.root)!r}), {files.names!r})
-for images in (of_files, ArrayImages(noise(64, 90, 90, 3)), ArrayImages(noise(64, 28, 28))):
-    large = replace(reader(images, of=16, augmentation=VIEWS), preprocessing=PREPROCESSING.override(image_size=224))
-    given = large.batches(workers=2, pin_memory=False)
-    before = len(os.listdir("/proc/self/task"))
-    for _ in given:
-        assert len(os.listdir("/proc/self/task")) <= before + 2, images
-torch.zeros(1 << 20).add_(1)
-assert len(os.listdir("/proc/self/task")) > before  # it would show
-"""
-    search = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": search}, check=True, timeout=60)
+def test_torch_wakes_no_threads_of_its_own_in_those_that_read(files: FileImages, tmp_path: Path) -> None:
+    process = Forked(count_threads, files, folder=tmp_path)
+    assert process.wait(timeout=60) == 0, process.communicate()
+
+
+def count_threads(of_files: FileImages) -> None:
+    torch.set_num_threads(4)
+    for images in (of_files, ArrayImages(noise(64, 90, 90, 3)), ArrayImages(noise(64, 28, 28))):
+        large = replace(reader(images, of=16, augmentation=VIEWS), preprocessing=PREPROCESSING.override(image_size=224))
+        given = large.batches(workers=2, pin_memory=False)
+        before = len(list(Path("/proc/self/task").iterdir()))
+        for _ in given:
+            assert len(list(Path("/proc/self/task").iterdir())) <= before + 2, images
+    torch.zeros(1 << 20).add_(1)
+    assert len(list(Path("/proc/self/task").iterdir())) > before  # it would show

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import BACKBONE
 from making import interrupted, noise, numbered
 
 from featcache import memory
@@ -27,7 +29,7 @@ from featcache.stages import StagedModel
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
 AUTO = {"engine": "auto", "precision": "auto", "batch_size": None}
-SMALL = ["--backbone", "resnet18", "--weights", "none", "--image-size", "32"]
+SMALL = ["--backbone", BACKBONE, "--weights", "none", "--image-size", "32"]
 
 
 @pytest.fixture
@@ -180,7 +182,21 @@ def test_what_was_asked_for_and_is_not_there_is_an_error(
         assert "featcache[openvino]" in err.splitlines()[-1]
 
 
+def test_int8_is_another_encoder_for_other_calibration_images(folder: Path, embed: Embed) -> None:
+    def encoder() -> dict[str, Any]:
+        work = embed(folder, engine="openvino", precision="int8")
+        return dict(replace(work, rows=whole_rows(work)).plan.encoder)
+
+    first, again = encoder(), encoder()
+    assert first["calibration"]["images"] == 40
+    assert again == first
+    (folder / "train/red/000.jpg").unlink()
+    assert encoder()["calibration"] != first["calibration"]
+
+
+@pytest.mark.slow
 def test_int8_records_what_it_was_calibrated_with(folder: Path, embed: Embed) -> None:
+    """Builds caches; its quicker twin is the test before."""
     pytest.importorskip("nncf")
     done = embed(folder, engine="openvino", precision="int8").run()
     assert done.cache.encoder["calibration"]["images"] == 40
@@ -245,18 +261,22 @@ def test_an_engine_that_was_refused_is_not_tried_again(
 @pytest.mark.parametrize(
     ("engine", "precision"),
     [
-        ("openvino", "bf16"),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("compile", "bf16"), ("openvino", "int8"))),
+        ("eager", "bf16"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("openvino", "bf16"), ("compile", "bf16"), ("openvino", "int8"))
+        ),
     ],
 )
-def test_a_resumed_build_equals_an_uninterrupted_one(embed: Embed, engine: str, precision: str) -> None:
+def test_a_resumed_build_equals_an_uninterrupted_one(embed_blocks: Embed, engine: str, precision: str) -> None:
+    """By eager in bf16; other engines, whose quicker twin it is, are slow to set up."""
     if reason := preparing.unavailable(engine, precision, torch.device("cpu")):
         pytest.skip(str(reason))
-    work = embed(noise(600), engine=engine, precision=precision, batch_size=4)
+    work = embed_blocks(noise(80), engine=engine, precision=precision, batch_size=4)
     whole = replace(work, cache_dir=work.cache_dir / "whole").run().cache
-    interrupted(replace(work, rows=whole_rows(work)), rows=300)
+    interrupted(replace(work, rows=whole_rows(work)), rows=40)
     resumed = work.run()
-    assert 0 < resumed.rows_reused < 612
+    assert 0 < resumed.rows_reused < 92
     for name, split in whole.splits.items():
         np.testing.assert_array_equal(resumed.cache.splits[name].load(), split.load())
 
@@ -265,9 +285,12 @@ def whole_rows(work: Embedding) -> dict[str, PlannedRows]:
     return planned_rows(work.dataset, work.ranks)
 
 
-def test_json_is_alone_on_stdout_whatever_the_engine_says(folder: Path, run: Run) -> None:
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=pytest.mark.slow)])
+def test_json_is_alone_on_stdout_whatever_the_engine_says(folder: Path, run: Run, precision: str) -> None:
+    """In bf16; int8, whose quicker twin it is, is slow to calibrate."""
     pytest.importorskip("nncf")
-    status, out, err = run("embed", "--dataset", folder, *SMALL, "--precision", "int8", "--json")
+    flags = ("--engine", "openvino", "--precision", precision)
+    status, out, err = run("embed", "--dataset", folder, *SMALL, *flags, "--json")
     assert status == 0, err
     assert json.loads(out)["engine"] == "openvino"
 

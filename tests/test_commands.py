@@ -17,8 +17,10 @@ from conftest import BACKBONE, BLOCKS, QUICK, two_classes
 from forking import HEED, Forked, embed_slowly, fork_command
 from making import wait_for_rows
 from PIL import Image
+from selecting import SMALL_PROBE
 
 from featcache.cache import Cache
+from heads.classifiers import CLASSIFIERS
 from heads.saved import load_head
 
 BIN = Path(__file__).resolve().parents[1] / "bin"
@@ -72,7 +74,9 @@ def test_of_many_classes_the_first_are_named(run: Run, tmp_path: Path) -> None:
     assert "WARNING" not in out
 
 
-def test_json_is_all_there_is_on_stdout(run: Run, tmp_path: Path) -> None:
+def test_json_is_all_there_is_on_stdout(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for clf in ("linear", "mlp"):  # whose grids of a hundred epochs take most of the time
+        monkeypatch.setitem(CLASSIFIERS, clf, SMALL_PROBE)
     status, out, err = run("embed", *QUICK, "--json")
     told = json.loads(out)
     assert status == 0
@@ -179,8 +183,9 @@ def test_class_names_are_no_markup_and_tables_are_not_cut(run: Run, tmp_path: Pa
     assert "…" not in out
 
 
-@pytest.mark.parametrize("name", ["resnet50", "alexnet", "vgg16"])
+@pytest.mark.parametrize("name", ["resnet50", "alexnet", pytest.param("vgg16", marks=pytest.mark.slow)])
 def test_the_well_known_backbones_embed(run: Run, name: str) -> None:
+    """VGG-16, of half a gigabyte, is slow; AlexNet, which ends as it does, is its quicker twin."""
     few = ["--limit", "train=10,test=4", "--classes", "0,1", "--batch-size", "8", "--image-size", "64"]
     status, out, _ = run("embed", "--backbone", name, "--weights", "none", "--json", *few)
     assert status == 0

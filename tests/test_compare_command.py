@@ -183,8 +183,13 @@ def test_wrong_usage_is_one_line(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_comes_to_the_same(run: Run, tmp_path: Path) -> None:
-    """SIGKILL amid fine-tuning: finished cells and epochs are kept, and the table is that of an undisturbed run."""
+    """SIGKILL amid fine-tuning: finished cells and epochs are kept, and the table is that of an undisturbed run.
+
+    Its quicker twins: `test_heads_and_fine_tuning_on_the_same_rows`, which runs again what is finished, and
+    `test_checkpointing`, whose trainings go on to the same bits.
+    """
     flags = ("--methods", "logreg,full", "--seeds", "1", "--epochs", "1", "--trials", "2")
     command = [sys.executable, str(ROOT / "bin/compare"), *SMALL, *flags, "--no-report", "--runs-dir", "killed"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # as many threads as here

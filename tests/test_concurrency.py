@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import importlib.util
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -20,6 +19,8 @@ import joblib
 import numpy as np
 import pytest
 from conftest import QUICK
+from forking import Forked
+from loading import read_by_workers
 from making import numbered
 from test_ranks import start
 
@@ -36,11 +37,11 @@ Run = Callable[..., tuple[int, str, str]]
 Embed = Callable[..., Embedding]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_data_loader_workers_read_it(cache: Cache, context: str) -> None:
-    program = Path(__file__).with_name("loading.py")
-    done = subprocess.run([sys.executable, program, cache.path, context], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr
+    """Spawned workers, each of which imports torch, are slow; forked ones are their quicker twin."""
+    process = Forked(read_by_workers, cache.path, context, folder=cache.path.parent)
+    assert process.wait(timeout=100) == 0, process.communicate()
 
 
 def total(split: CachedSplit, rows: np.ndarray) -> float:
@@ -84,29 +85,24 @@ def test_a_file_that_was_replaced_meanwhile_is_not_mistaken_for_it(cache: Cache)
     np.testing.assert_array_equal(cache.splits["train"].load(), expected)  # who had it open reads on
 
 
-def watch(folder: Path, stop: multiprocessing.synchronize.Event, seen: multiprocessing.Queue) -> None:
-    opened = 0
-    seen.put("ready")
-    while not stop.is_set():
-        for path in folder.glob("*.h5"):
+def watch() -> None:
+    """Open what there is, until told to stop."""
+    print("ready")
+    while not Path("stop").exists():
+        for path in Path("features").glob("*.h5"):
             assert not Cache.open(path).damages()
-            opened += 1
-    seen.put(opened)
+            print("opened")
 
 
-def test_readers_never_see_half_a_file(embed: Embed, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    stop, seen = context.Event(), context.Queue()
+def test_readers_never_see_half_a_file(embed_blocks: Embed, tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
-    reader = context.Process(target=watch, args=(tmp_path / "features", stop, seen))
-    reader.start()
-    assert seen.get(timeout=120) == "ready"
-    for count in (300, 400, 500, 600):
-        embed(numbered(np.arange(count))).run()
-    stop.set()
-    assert seen.get(timeout=60) > 0
-    reader.join()
-    assert reader.exitcode == 0
+    reader = Forked(watch, folder=tmp_path)
+    reader.stdout_line("ready")
+    for count in (40, 50, 60, 70):
+        embed_blocks(numbered(np.arange(count))).run()
+    reader.stdout_line("opened")
+    (tmp_path / "stop").touch()
+    assert reader.wait(timeout=60) == 0, reader.communicate()
 
 
 def test_a_file_in_the_making_is_read_while_it_is_written(embed: Embed, cache: Cache) -> None:
@@ -153,8 +149,10 @@ def test_a_lock_that_was_deleted_by_another_is_taken_anew(tmp_path: Path) -> Non
     assert overlaps == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build the shim with")
 def test_a_real_build_where_flock_is_refused(tmp_path: Path) -> None:
+    """Its quicker twin is the test after it."""
     source = tmp_path / "shim.c"
     source.write_text("#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n")
     shim = tmp_path / "shim.so"
