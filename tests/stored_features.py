@@ -28,3 +28,8 @@ def split_of(path: Path, values: np.ndarray, *, block_rows: int = 16) -> CachedS
 
 def half(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float16)
+
+
+def total(split: CachedSplit, rows: np.ndarray) -> float:
+    """The sum of some rows' features; of this module, which a worker imports without torch."""
+    return float(split.load(rows).sum(dtype=np.float64))

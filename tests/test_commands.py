@@ -105,7 +105,8 @@ def test_a_run_says_all_that_the_schema_asks_for(run: Run, tmp_path: Path) -> No
     assert (record["kind"], record["method"], record["seed"], record["source"]) == ("head", "logreg", 3, "cache")
     assert record["command"] == "fit-head --clf logreg --name r --seed 3"
     assert set(record["selection"]) == {
-        *("candidates", "how", "refit", "at_grid_edge", "validation", "rule", "select_by", "class_weight", "nested")
+        *("candidates", "how", "refit", "at_grid_edge", "validation", "rule", "select_by", "class_weight", "nested"),
+        "val_is_of_best_epoch",
     }
     assert record["params"]["C"] in [candidate["params"]["C"] for candidate in record["selection"]["candidates"]]
     metrics = "accuracy accuracy_ci95 top5 balanced_accuracy macro_f1 log_loss ece"

@@ -22,11 +22,11 @@ from conftest import QUICK
 from forking import Forked
 from loading import read_by_workers
 from making import numbered
+from stored_features import total
 from test_ranks import start
 
 from featcache import locks
 from featcache.cache import Cache
-from featcache.cached_split import CachedSplit
 from featcache.embedding import Embedding
 from featcache.errors import CacheError
 from featcache.locks import building
@@ -42,10 +42,6 @@ def test_data_loader_workers_read_it(cache: Cache, context: str) -> None:
     """Spawned workers, each of which imports torch, are slow; forked ones are their quicker twin."""
     process = Forked(read_by_workers, cache.path, context, folder=cache.path.parent)
     assert process.wait(timeout=100) == 0, process.communicate()
-
-
-def total(split: CachedSplit, rows: np.ndarray) -> float:
-    return float(split.load(rows).sum(dtype=np.float64))
 
 
 def test_joblib_processes_read_it(cache: Cache) -> None:
