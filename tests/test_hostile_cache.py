@@ -25,7 +25,7 @@ from featcache.skeleton import padded
 from featcache.stored import CacheFile
 
 FUZZ = Path(__file__).with_name("fuzz_cache.py")
-CASES = os.environ.get("FEATCACHE_FUZZ_CASES", "200")
+CASES = os.environ.get("FEATCACHE_FUZZ_CASES", "100")
 
 
 @pytest.mark.parametrize("kind", ["flips", "bytes", "structure"])
