@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +98,16 @@ class Forked:
 def fork_command(command: str, *flags: object, folder: Path, environment: dict[str, str] | None = None) -> Forked:
     """A command of ``bin/``, such as "embed"."""
     return Forked(_command, command, [str(flag) for flag in flags], folder=folder, environment=environment)
+
+
+def fork_ranks(folder: Path, n_ranks: int, function: Callable[..., int | None], *arguments: object) -> list[Forked]:
+    """What torchrun starts, without it; each calls the function."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    each = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(n_ranks)]
+    return [Forked(function, *arguments, folder=folder, environment=variables) for variables in each]
 
 
 #: What `embed_slowly` waits for, in the folder where it works.

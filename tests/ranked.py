@@ -1,8 +1,7 @@
-"""Trainings of ResNet-18 on digits, by one process or by the ranks that torchrun starts: ``ranked.py CACHE OUT``."""
+"""Trainings on digits, by one process or by several ranks."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +64,10 @@ def trained(cache: Cache, case: str, ranks: Ranks = ALONE) -> tuple[Trained, dic
     return found, start, weights_of(staged)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def train_and_save(cache: Path) -> None:
+    """As one of several ranks: train every case, and save its history and weights here."""
     ranks = Ranks.of_environment()
     with ranks.joined(tensors=True):
         for case in CASES:
-            found, _, weights = trained(Cache.open(Path(sys.argv[1])), case, ranks)
-            torch.save([found.history, weights], f"{sys.argv[2]}/{case}-{ranks.rank}.pt")
+            found, _, weights = trained(Cache.open(cache), case, ranks)
+            torch.save([found.history, weights], f"{case}-{ranks.rank}.pt")

@@ -208,6 +208,7 @@ def test_it_gives_data_frames(embedder: Embedder, pictures: list[Path]) -> None:
 
 @pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
 def test_a_search_of_two_workers_embeds_each_image_once(embedder: Embedder, backend: str) -> None:
+    """In threads; processes, whose quicker twin they are, import torch each."""
     digits = load_dataset("digits").splits["train"].take(np.arange(60))
     X, y = digits.images.read(range(60)).pixels, digits.labels
     embedder.set_params(backbone="resnet18")  # whose random features tell the digits apart

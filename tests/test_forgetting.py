@@ -101,7 +101,10 @@ ALL = (
 def test_an_interrupted_run_is_gone_on_with(
     run: Run, embedded: Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every term and the choice of a share: to the bit, also where it stopped in the second training."""
+    """With every term and the choice of a share: to the bit, also where it stopped in the second training.
+
+    Its quicker twins are `test_checkpointing`, and resuming with a term in `test_penalties` and `test_rehearsal`.
+    """
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
     monkeypatch.setattr(fisher, "FISHER_IMAGES", 8)
     whole = told(run, *ALL, "--name", "whole")

@@ -183,7 +183,7 @@ def test_a_head_without_bias_may_have_another_length() -> None:
     "name", [pytest.param(name, marks=[] if name in AFFECTED else pytest.mark.slow) for name in MODELS]
 )
 def test_the_published_names_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every model of torchvision, by names and shapes alone."""
+    """By names and shapes alone: of the models with old names; all others of torchvision, whose twins they are, are slow."""
     block_params = regnet.BlockParams.from_init_params
 
     def computed(*numbers: int, **more: float) -> object:

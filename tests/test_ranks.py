@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import BACKBONE
-from forking import GO_ON, Forked, embed_slowly, fork_command
+from forking import GO_ON, Forked, embed_slowly, fork_command, fork_ranks
 from making import contents, rows_that_count, wait_for_rows
 
 from featcache import embed_command, locks
@@ -54,16 +53,6 @@ def start(folder: Path, *command: object, **variables: object) -> subprocess.Pop
 def torchrun(folder: Path, n_ranks: int, *flags: object) -> subprocess.Popen[str]:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n_ranks)
     return start(folder, *launcher, ROOT / "bin/embed", *flags)
-
-
-def fork_ranks(folder: Path, n_ranks: int, function: Callable[..., int | None], *arguments: object) -> list[Forked]:
-    """What torchrun starts, without it; each calls the function."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(n_ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    each = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(n_ranks)]
-    return [Forked(function, *arguments, folder=folder, environment=variables) for variables in each]
 
 
 def finish_ranks(folder: Path, n_ranks: int, *flags: str) -> dict[str, object]:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
-from ranked import CASES, trained
+from forking import fork_ranks
+from ranked import CASES, train_and_save, trained
 from test_ranks import ROOT, pid_of_rank, start
 from torch import Tensor, nn
 from tuning import pictures, plan_for, tiny
@@ -60,10 +61,10 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 def test_two_ranks_train_as_one_process_does(tmp_path: Path, embedded: Cache) -> None:
     """20 steps; and both ranks come to the same bits."""
-    process = torchrun(tmp_path, ROOT / "tests/ranked.py", embedded.path, tmp_path)
+    ranks = fork_ranks(tmp_path, 2, train_and_save, embedded.path)
     expected = {case: trained(embedded, case) for case in CASES}
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    for rank in ranks:
+        assert rank.wait(timeout=200) == 0, rank.communicate()
     for case, (whole, began, weights) in expected.items():
         (history, found), (_, other) = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
         assert all(torch.equal(other[name], tensor) for name, tensor in found.items())
@@ -190,7 +191,10 @@ def test_a_conversion_that_changes_what_a_layer_computes_stops() -> None:
 
 @pytest.mark.slow
 def test_the_command_by_two_ranks(run: Run, tmp_path: Path, embedded: Cache) -> None:
-    """One is killed, and told of with how to go on; gone on with, the run is that of one process."""
+    """One is killed, and told of with how to go on; gone on with, the run is that of one process.
+
+    By torchrun and the script; its quicker twins are `test_two_ranks_train_as_one_process_does` and `test_unfinished`.
+    """
     flags = [*FLAGS, "--epochs", "4", "--record-test-curve"]
     process = torchrun(tmp_path, ROOT / "bin/finetune", *flags)
     while not list((tmp_path / "runs").glob(".unfinished-*/chosen.pt")):
