@@ -183,7 +183,7 @@ def test_a_head_without_bias_may_have_another_length() -> None:
     "name", [pytest.param(name, marks=[] if name in AFFECTED else pytest.mark.slow) for name in MODELS]
 )
 def test_the_published_names_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By names and shapes alone: of the models with old names; all others of torchvision, whose twins they are, are slow."""
+    """By names and shapes alone; the models without old names are slow, and the others their quicker twins."""
     block_params = regnet.BlockParams.from_init_params
 
     def computed(*numbers: int, **more: float) -> object:
