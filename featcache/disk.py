@@ -57,15 +57,15 @@ def publish_folder(folder: Path, write: Callable[[Path], object], *, numbered: b
     """
     temporary = folder.with_name(f".unpublished-{secrets.token_hex(4)}")  # as short whatever the name, of one process
     with explained(folder.parent):
+        temporary.mkdir(parents=True)
         try:
-            temporary.mkdir(parents=True)
             write(temporary)
-            for path in temporary.iterdir():
-                sync_file(path)
-            sync_folder(temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        for path in temporary.rglob("*"):
+            sync_folder(path) if path.is_dir() else sync_file(path)
+        sync_folder(temporary)
     return give_name(temporary, folder, numbered=numbered)
 
 

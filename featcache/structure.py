@@ -126,7 +126,10 @@ def check_superblock(path: Path) -> None:
     if size < end:
         raise corrupt_error(path, f"cut off, damaged, or no feature cache ({size:,} of {end:,} bytes); embed again")
     if head[11] & 1:  # set for as long as it is open, and left by a process that was killed
-        reason = "open for writing in another process; close it there, or if that has ended: h5clear --status FILE"
+        reason = (
+            "open for writing in another process; close it there; if that process was killed, delete the file and "
+            "embed again, or clear its mark with HDF5's h5clear --status FILE"
+        )
         raise CacheError(reason, path=path, kind="in use")
 
 

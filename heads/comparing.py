@@ -68,25 +68,28 @@ def is_of_best_epoch(record: Mapping[str, Any]) -> bool:
     return bool(record["selection"].get("val_is_of_best_epoch", "epochs" in record["params"]))
 
 
-def reference_of(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+def reference_of(records: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
     """The name of the head that others are compared with, the first of equals, and what it has the highest of.
 
     That is nested accuracy if all of them have it, else validation accuracy. A head whose validation accuracy is that
-    of its best epoch is the reference only if all are such: on pure noise it wins over the others.
+    of its best epoch is never the reference, since on pure noise it wins over the others; None if all are such.
     """
     nested = {name: record["selection"].get("nested") for name, record in records.items()}
     if all(nested.values()):
         return max(records, key=lambda name: nested[name]["accuracy"]), "nested accuracy"
     fair = [name for name, record in records.items() if not is_of_best_epoch(record)]
-    best = max(fair or records, key=lambda name: records[name]["metrics"]["val"]["accuracy"])
     if not fair:
-        return best, "validation accuracy, though each is that of a best epoch"
+        return None
+    best = max(fair, key=lambda name: records[name]["metrics"]["val"]["accuracy"])
     return best, "validation accuracy" + ("" if len(fair) == len(records) else ", those of a best epoch aside")
 
 
 def against_best(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
-    """Each run against the one that `reference_of` names; runs by name."""
-    best, highest = reference_of({name: run.record for name, run in runs.items()})
+    """Each run against the one that `reference_of` names; runs by name. Nothing if it names none."""
+    reference = reference_of({name: run.record for name, run in runs.items()})
+    if reference is None:
+        return []
+    best, highest = reference
     predictions = {name: run.predictions for name, run in runs.items()}
     methods = {name: run.record["method"] for name, run in runs.items()}
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ def _dispatched(arguments: argparse.Namespace, console: Console, command: str) -
 
 def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[str, Any]:
     from heads.comparing import against_best, check_same_rows, find_run
-    from heads.fit_head_tables import comparisons_table, metrics_table, seeds_table
+    from heads.fit_head_tables import metrics_table, seeds_table
     from heads.publishing import HeadPiece, fit_and_publish
     from heads.runs import read_run
     from heads.summary import seeds_summary
@@ -112,10 +112,19 @@ def _fit(arguments: argparse.Namespace, console: Console, command: str) -> dict[
     first = {d.folder.name: read_run(d.folder) for d in finished if d.record["seed"] == arguments.seed}
     if len(first) > 1:
         told["comparisons"] = against_best(first)
-        best, highest = (told["comparisons"][0][key] for key in ("reference_method", "reference_has_highest"))
-        title = f"test accuracy beside that of {best}, which has the highest {highest}"
-        console.table(*comparisons_table(title, [{**each, "run": each["method"]} for each in told["comparisons"]]))
+        _show_comparisons(console, told["comparisons"])
     return told
+
+
+def _show_comparisons(console: Console, comparisons: Sequence[Mapping[str, Any]]) -> None:
+    from heads.fit_head_tables import comparisons_table
+
+    if not comparisons:
+        console.note("not compared: each validation accuracy is that of a best epoch; add another --clf, or --nested")
+        return
+    best, highest = (comparisons[0][key] for key in ("reference_method", "reference_has_highest"))
+    title = f"test accuracy beside that of {best}, which has the highest {highest}"
+    console.table(*comparisons_table(title, [{**each, "run": each["method"]} for each in comparisons]))
 
 
 def _folders(arguments: argparse.Namespace, recipes: Sequence[Recipe], stems: Sequence[str]) -> list[Path]:

@@ -170,6 +170,8 @@ class Classifier(Protocol):
 
 def check_weights(weights: Doubles, codes: Labels, classes: NDArray[Any]) -> None:
     """Raises ValueError where row weights (N,), of the classes that codes (N,) number, leave nothing to fit."""
+    if not np.isfinite(weights).all():
+        raise ValueError("weights that are not finite, expected numbers of 0 or more")
     if not (weights >= 0).all():
         raise ValueError(f"Negative values in weights: the least is {weights.min():g}, expected 0 or more")
     of_class = np.bincount(codes, weights, len(classes))

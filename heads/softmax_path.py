@@ -150,6 +150,7 @@ class _Newton:
     def _minima(
         self, C: float, penalties: Doubles, gaps: Doubles, bounds: Doubles, reasons: list[str], tol: float
     ) -> Minima:
+        converged = _converged(gaps, bounds, tol)
         gaps = np.where((gaps > 0) & (gaps <= bounds), gaps, bounds)  # rounding may leave an estimate of 0 or less
         messages = [
             f"{reason or f'stopped after {self.n_passes} passes over the rows'}: the objective is at most {bound:.1e} "
@@ -165,7 +166,7 @@ class _Newton:
             estimated_gap=gaps,
             certified_gap=bounds,
             n_passes=self.n_passes,
-            messages=tuple(np.where(_converged(gaps, bounds, tol), "", messages).tolist()),
+            messages=tuple(np.where(converged, "", messages).tolist()),
         )
 
     def _values(self, losses: Doubles, points: Doubles, penalties: Doubles) -> Doubles:
@@ -234,8 +235,8 @@ class _Newton:
 
 
 def _converged(gaps: Doubles, bounds: Doubles, tol: float) -> NDArray[np.bool_]:
-    """Whether the gaps that were estimated and bounded are small enough; NaN is not."""
-    return (bounds <= tol) | ((gaps <= tol) & (bounds <= _LOOSENESS * tol))
+    """Whether the gaps that were estimated and bounded are small enough; NaN is not, nor a bound far below 0."""
+    return (bounds >= -tol) & ((bounds <= tol) | ((gaps <= tol) & (bounds <= _LOOSENESS * tol)))
 
 
 def _forcing(gaps: Doubles, aims: Doubles) -> Doubles:

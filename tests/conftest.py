@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from forking import kill_all
 from PIL import Image
 from selecting import Digits, some_digits
 from serving import Served, make_runs
@@ -27,7 +28,7 @@ from featcache.backbones import Backbone, load_backbone
 from featcache.cache import Cache
 from featcache.datasets import ImageDataset, load_dataset
 from featcache.embedding import Embedding
-from finetune import finetune_command
+from finetune import finetune_command, training
 from finetune.comparison import compare_command
 from heads import fit_head_command
 from heads.audit import audit_command
@@ -49,6 +50,18 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 ROOT = Path(__file__).resolve().parents[1]
 HYMENOPTERA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hymenoptera_data"
+
+
+@pytest.fixture(autouse=True)
+def no_forks_left() -> Iterator[None]:
+    yield
+    kill_all()
+
+
+@pytest.fixture
+def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes."""
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ HEED = (
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(list(PRELOADED))
+
+
+#: For `kill_all`.
+_started: list[Forked] = []
+
+
+def kill_all() -> None:
+    """End what a test that failed has left: Python would wait for it at its own end."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 class Forked:
@@ -58,6 +72,7 @@ class Forked:
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        _started.append(self)
 
     @property
     def returncode(self) -> int | None:
@@ -66,13 +81,13 @@ class Forked:
     def poll(self) -> int | None:
         return self._process.exitcode
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout: float = 100) -> int:
         self._process.join(timeout)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired(self.paths[0].name, timeout or 0.0)
+            raise subprocess.TimeoutExpired(self.paths[0].name, timeout)
         return self._process.exitcode
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(self, timeout: float = 100) -> tuple[str, str]:
         """Wait for its end; what it wrote to stdout and stderr."""
         self.wait(timeout)
         out, err = (path.read_text() for path in self.paths)
@@ -82,14 +97,19 @@ class Forked:
         """Wait until it has printed a line with a text."""
         end = time.monotonic() + timeout
         while True:
+            ended = self.poll() is not None  # before the last look at what it printed
             for line in self.paths[0].read_text().splitlines():
                 if text in line:
                     return line
-            assert time.monotonic() < end, self.paths[0].read_text()
+            assert not ended, [path.read_text() for path in self.paths]
+            assert time.monotonic() < end, [path.read_text() for path in self.paths]
             time.sleep(0.02)
 
     def send_signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
+        """Nothing if it has ended; its server has then waited for it, and its number may be another's."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self._process.kill()
@@ -133,6 +153,22 @@ def embed_slowly(flags: list[str]) -> int:
         return features(self, images)
 
     TrunkPasses.features = slow  # type: ignore[method-assign]
+    block_writer.COMMIT_SECONDS = 0
+    return embed_command.main(flags)
+
+
+def embed_in_blocks_that_count(flags: list[str]) -> int:
+    """bin/embed, a block of which counts as soon as it is written, and which takes its time."""
+    from featcache import block_writer, embed_command
+    from featcache.passes import TrunkPasses
+
+    features = TrunkPasses.features
+
+    def slower(self: TrunkPasses, images: Any) -> Any:
+        time.sleep(0.02)
+        return features(self, images)
+
+    TrunkPasses.features = slower  # type: ignore[method-assign]
     block_writer.COMMIT_SECONDS = 0
     return embed_command.main(flags)
 

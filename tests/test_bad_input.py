@@ -87,7 +87,10 @@ def test_a_cache_of_another_encoder_is_refused(run: Run, tmp_path: Path) -> None
     (path,) = (tmp_path / "features").glob("*.h5")
     status, _, err = run("fit-head", "--cache", path, "--backbone", "resnet50", "--dataset", "cifar10")
     assert status == 1
-    assert "is another cache than asked for: dataset is digits, not cifar10; backbone is resnet18, not resnet50" in err
+    assert (
+        "is another cache than asked for: dataset is digits, not cifar10; backbone is timm/test_resnet, not resnet50"
+        in err
+    )
     status, _, err = run("fit-head", "--backbone", "resnet50")
     assert status == 1
     assert f"no cache of vectors for --backbone resnet50 (found {path.name})" in err

@@ -12,13 +12,8 @@ from trained import ALL_RANDOM, assert_same, stop_at, timeless
 from tuning import plan_for, quick, tiny, weights_of
 
 from featcache.errors import UserError
-from finetune import training
 
-
-@pytest.fixture(autouse=True)
-def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes."""
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
+pytestmark = pytest.mark.usefixtures("a_checkpoint_each_epoch")
 
 
 @pytest.mark.parametrize("given", [ALL_RANDOM, {"optimizer": "sgd"}], ids=["adamw", "sgd"])

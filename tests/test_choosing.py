@@ -196,7 +196,7 @@ def test_int8_is_another_encoder_for_other_calibration_images(folder: Path, embe
 
 @pytest.mark.slow
 def test_int8_records_what_it_was_calibrated_with(folder: Path, embed: Embed) -> None:
-    """Builds caches; its quicker twin is the test before."""
+    """Builds caches; its quicker twin is `test_int8_is_another_encoder_for_other_calibration_images`."""
     pytest.importorskip("nncf")
     done = embed(folder, engine="openvino", precision="int8").run()
     assert done.cache.encoder["calibration"]["images"] == 40

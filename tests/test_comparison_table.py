@@ -89,7 +89,7 @@ def test_a_head_of_its_best_epoch_is_no_reference(tmp_path: Path, groups: list[G
     assert {each.against for each in differences_of(more)} == {"logreg"}
     assert verdict_of(more, differences_of(more)).best_head == "logreg"
     assert table_rows(more, cache_dir=tmp_path)[0].notes == (
-        "validation accuracy is its best epoch's: the reference only without other heads",
+        "validation accuracy is its best epoch's: never the reference",
     )
     alone = [lucky, groups[2]]
     assert {each.against for each in differences_of(alone)} == {"linear"}

@@ -55,8 +55,10 @@ def n_claimed(verdicts: list[Verdict]) -> int:
     ],
 )
 def test_no_gain_is_claimed_where_there_is_none(n_rows: int, n_seeds: int, own: float, seed_sd: float) -> None:
-    """Fewest and most rows and seeds; what lies between is slow, and these are its quicker twins."""
-    """In at most 5 % of 200 sets, as far as a binomial count can tell."""
+    """In at most 5 % of 200 sets, as far as a binomial count can tell.
+
+    With fewest and most rows and seeds; what lies between is slow, and these are its quicker twins.
+    """
     claimed = n_claimed(drawn_sets(n_rows, n_seeds, gain=0.0, own=own, seed_sd=seed_sd))
     assert binomtest(claimed, N_SETS, 0.05, alternative="greater").pvalue > 0.05, claimed
 

@@ -47,7 +47,7 @@ def test_data_loader_workers_read_it(cache: Cache, context: str) -> None:
 def test_joblib_processes_read_it(cache: Cache) -> None:
     split = cache.splits["train"]
     chunks = np.array_split(np.random.default_rng(0).permutation(len(split)), 5)
-    sums = joblib.Parallel(n_jobs=2, backend="loky")(joblib.delayed(total)(split, rows) for rows in chunks)
+    sums = joblib.Parallel(n_jobs=2, backend="loky", timeout=200)(joblib.delayed(total)(split, rows) for rows in chunks)
     assert sums == [total(split, rows) for rows in chunks]
 
 
@@ -84,7 +84,8 @@ def test_a_file_that_was_replaced_meanwhile_is_not_mistaken_for_it(cache: Cache)
 def watch() -> None:
     """Open what there is, until told to stop."""
     print("ready")
-    while not Path("stop").exists():
+    end = time.monotonic() + 100
+    while not Path("stop").exists() and time.monotonic() < end:
         for path in Path("features").glob("*.h5"):
             assert not Cache.open(path).damages()
             print("opened")
@@ -148,7 +149,7 @@ def test_a_lock_that_was_deleted_by_another_is_taken_anew(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build the shim with")
 def test_a_real_build_where_flock_is_refused(tmp_path: Path) -> None:
-    """Its quicker twin is the test after it."""
+    """Its quicker twin is `test_without_locks_in_the_folder_builders_are_still_kept_apart`."""
     source = tmp_path / "shim.c"
     source.write_text("#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n")
     shim = tmp_path / "shim.so"

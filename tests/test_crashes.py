@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import BLOCKS, HYMENOPTERA
-from forking import GO_ON, HEED, Forked, embed_slowly, fork_command
+from forking import GO_ON, HEED, Forked, embed_in_blocks_that_count, embed_slowly, fork_command
 from making import contents, rows_that_count, wait_for_rows
 
 from featcache.cache import Cache
@@ -42,7 +42,7 @@ def start_script(folder: Path, flags: list[str]) -> subprocess.Popen[str]:
 
 
 def start_fork(folder: Path, flags: list[str]) -> Forked:
-    return fork_command("embed", *flags, folder=folder)
+    return Forked(embed_in_blocks_that_count, flags, folder=folder)
 
 
 def finish(start: Start, folder: Path, flags: list[str]) -> dict[str, object]:
@@ -65,20 +65,22 @@ def check_kills(start: Start, flags: list[str], folder: Path, end: signal.Signal
     """Kill builds at random moments, until one is finished; compare it with a build that nothing disturbed."""
     whole = folder / "uninterrupted"
     whole.mkdir()
+    start(folder, ["--help"]).communicate(timeout=100)  # the first fork waits for its server
     begun = time.monotonic()
     told = finish(start, whole, flags)
     expected, seconds = contents(Cache.open(whole / str(told["cache"]))), time.monotonic() - begun
     chance = random.Random(end)
     kills, builds, counted = 0, 0, 0
-    while kills < KILLS or not builds:
+    while kills < KILLS or not builds or (not counted and kills < 10 * KILLS):
         build = folder / f"build{builds}"
         build.mkdir(exist_ok=True)
         before = rows_that_count(build)
         process = start(build, flags)
         try:
-            if kills < KILLS:
+            is_to_end = kills >= KILLS and counted > 0
+            if not is_to_end:
                 process.wait(timeout=chance.uniform(0.0, seconds))
-            process.wait(timeout=300 if kills >= KILLS else 0.01)
+            process.wait(timeout=300 if is_to_end else 0.01)
         except subprocess.TimeoutExpired:
             process.send_signal(end)
             kills += 1
@@ -95,6 +97,7 @@ def check_kills(start: Start, flags: list[str], folder: Path, end: signal.Signal
             after = rows_that_count(build)
             assert after >= before  # nothing that counted is lost
             counted = max(counted, after)
+    assert counted, "no kill came when something was done and something left"
     print(f"{kills} kills by {end.name}, {builds} builds finished, up to {counted} rows kept")
 
 

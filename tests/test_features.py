@@ -186,7 +186,7 @@ def test_stacked_rows_of_one_store_stay_one(tmp_path: Path) -> None:
 
 
 def test_a_real_cache_streams_its_views_and_maps(embed: Embed, folder: Path, backbone: Backbone) -> None:
-    for cut, width in ((None, 512), (backbone.staged.cut_after("layer2"), 128)):
+    for cut, width in ((None, 96), (backbone.staged.cut_after("layer2"), 48)):
         cache = embed(folder, augmentation=VIEWS, cut=cut).run().cache
         read = cache.splits["train"].load()
         expected = read if cut is None else read.mean(axis=(-2, -1))

@@ -40,10 +40,7 @@ def told(run: Run, *arguments: object) -> dict[str, Any]:
     return json.loads(out)
 
 
-@pytest.fixture(autouse=True)
-def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes."""
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
+pytestmark = pytest.mark.usefixtures("a_checkpoint_each_epoch")
 
 
 @pytest.fixture

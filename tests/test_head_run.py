@@ -111,7 +111,7 @@ def test_features_of_several_caches_are_one_head(cache: Cache, folder: Path, emb
     both = load_rows([cache, other], val_fraction=0.2, pool_maps=True)
     fitted = fit_head(both, "ridge")
     record = run_record([cache, other], both, fitted, command="")
-    assert fitted.head.n_features == 512 + 256 == record["features"]["width"]
+    assert fitted.head.n_features == 96 + 192 == record["features"]["width"]
     assert record["features"]["pooled"]
     assert [part["fingerprint"] for part in record["cache"]["parts"]] == [cache.fingerprint, other.fingerprint]
     assert record["encoder"]["parts"] == [cache.encoder, other.encoder]

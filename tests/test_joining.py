@@ -149,7 +149,7 @@ def test_views_are_joined_where_they_are_the_same(
     assert rows.test.features.n_views == 3
     first, second = (cache.splits["test"].load() for cache in caches[:2])
     expected = np.concatenate([first, second], axis=2)
-    np.testing.assert_array_equal(rows.test.features.expanded().load(), expected.reshape(-1, 1024))
+    np.testing.assert_array_equal(rows.test.features.expanded().load(), expected.reshape(-1, 2 * 96))
     np.testing.assert_array_equal(rows.test.features.view(2).load(), expected[:, 2])
     for other in caches[2:]:
         plain = load_rows([caches[0], other])

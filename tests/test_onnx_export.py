@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, draw
+from conftest import BACKBONE, QUICK, draw
 
 from featcache import embed_command
 from featcache.images import decode
@@ -39,7 +39,7 @@ Export = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of each kind on the pooled maps of resnet18's first stage, which exports in a second, and one on all."""
+    """Heads of each kind on the pooled maps of the network's first stage, which exports in a second, and one on all."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -175,7 +175,7 @@ def assert_told(texts: dict[str, str], record: dict[str, Any]) -> None:
     assert json.loads(texts["preprocessing"]) == record["encoder"]["preprocessing"]
     accuracy, test = json.loads(texts["test_accuracy"]), record["metrics"]["test"]
     assert accuracy == {"accuracy": test["accuracy"], "ci95": test["accuracy_ci95"], "n_images": 30}
-    assert (texts["run"], texts["method"], texts["backbone"]) == ("linear", "ridge", "resnet18")
+    assert (texts["run"], texts["method"], texts["backbone"]) == ("linear", "ridge", BACKBONE)
     assert json.loads(texts["temperature"]) == record["calibration"]["temperature"]
     assert texts["weights_sha256"] == record["encoder"]["weights"]["sha256"]
     assert json.loads(texts["input"])["shape"] == ["batch", "height", "width", 3]

@@ -15,18 +15,13 @@ from trained import ALL_RANDOM, HalfUsedModel, assert_same, stop_at, timeless
 from tuning import pictures, plan_for, quick, tiny, weights_of
 
 from featcache.stages import StagedModel
-from finetune import training
 from finetune.optimizers import make_optimizer
 from finetune.penalties import PullToStart, held_weights
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.thawing import FrozenError, thaw
 
-
-@pytest.fixture(autouse=True)
-def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes."""
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
+pytestmark = pytest.mark.usefixtures("a_checkpoint_each_epoch")
 
 
 def pull(staged: StagedModel, plan: Plan, strength: float, importance: dict[str, Tensor] | None = None) -> PullToStart:

@@ -65,8 +65,12 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(
     assert Path("out.jsonl").read_text() == Path("whole.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_killed_twice_every_image_is_there_once_and_in_order(served: Served, tmp_path: Path) -> None:
-    """FEATCACHE_PREDICTIONS=10000 tries it with so many."""
+    """FEATCACHE_PREDICTIONS=10000 tries it with so many.
+
+    Its quicker twin is `test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on`.
+    """
     count = int(os.environ.get("FEATCACHE_PREDICTIONS", "600"))
     (tmp_path / "images").mkdir()
     data = (served.pictures / "test" / "red" / "0.png").read_bytes()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -98,13 +98,13 @@ def pictures(make_folder: Callable[..., Path]) -> Path:
 @pytest.mark.parametrize(
     "launch",
     [
-        lambda folder, flags: fork_ranks(folder, 3, embed_command.main, flags)[0],
-        pytest.param(lambda folder, flags: torchrun(folder, 3, *flags), marks=pytest.mark.slow),
+        lambda folder, flags: fork_ranks(folder, 3, embed_command.main, flags),
+        pytest.param(lambda folder, flags: [torchrun(folder, 3, *flags)], marks=pytest.mark.slow),
     ],
     ids=["forked", "torchrun"],
 )
 def test_three_ranks_make_the_bytes_of_one_process(
-    pictures: Path, tmp_path: Path, run: Run, launch: Callable[[Path, list[str]], Process]
+    pictures: Path, tmp_path: Path, run: Run, launch: Callable[[Path, list[str]], Sequence[Process]]
 ) -> None:
     """By torchrun it is slow; forked ranks, which have the variables that torchrun sets, are its quicker twin."""
     flags = ["--dataset", str(pictures), "--workers", "1", *SMALL, "--json"]
@@ -112,9 +112,9 @@ def test_three_ranks_make_the_bytes_of_one_process(
     assert run("embed", *flags, "--fraction", "0.3", "--limit", "test=60")[0] == 0
     shutil.copytree(tmp_path / "features", tmp_path / "three/features")
     by_one = json.loads(run("embed", *flags)[1])
-    process = launch(tmp_path / "three", flags)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    processes = launch(tmp_path / "three", flags)
+    (out, err), *others = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), (err, others)
     by_three = json.loads(out)  # one object and nothing else
     for key in ("cache", "rows", "rows_reused", "rows_damaged"):
         assert by_three[key] == by_one[key]

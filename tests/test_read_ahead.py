@@ -96,9 +96,7 @@ def test_closing_early_stops_what_is_in_the_making(workers: int) -> None:
     values = read_ahead(patient(stopped), range(1000), workers=workers)
     assert next(values) == 0
     time.sleep(0.05)
-    begun = time.perf_counter()
     values.close()
-    assert time.perf_counter() - begun < 5
     assert sorted(stopped) == list(range(1, workers + 1))
 
 
@@ -122,14 +120,12 @@ def test_ctrl_c_stops_it_while_it_waits() -> None:
     timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     timer.start()
-    begun = time.perf_counter()
     try:
         with pytest.raises(KeyboardInterrupt):
             list(read_ahead(patient(stopped), range(1000), workers=2))
     finally:
         signal.signal(signal.SIGINT, handler)
     timer.join()
-    assert time.perf_counter() - begun < 10
     assert sorted(stopped) == [1, 2]
 
 

@@ -34,7 +34,7 @@ def test_the_python_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) 
     reading, embedding, logistic = examples(README.split("\n## From Python\n")[1].split("\n## ")[0])
     names: dict[str, Any] = {}
     exec(reading, names)
-    assert names["X"].shape == (40, 512)
+    assert names["X"].shape == (40, 96)
     assert names["y"].shape == (40,)
     assert len(names["pairs"]) == len(names["frame"]) == 40
     exec(embedding, names)
@@ -49,7 +49,7 @@ def test_the_format_example_runs(cache: Cache, monkeypatch: pytest.MonkeyPatch) 
     (example,) = examples(FORMAT)
     names: dict[str, object] = {}
     exec(re.sub(r"features/[\w.-]+\.h5", f"features/{cache.path.name}", example), names)
-    assert names["X"].shape == (40, 512)
+    assert names["X"].shape == (40, 96)
 
 
 def test_lists_are_whole() -> None:

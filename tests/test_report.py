@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from browsing import probed
 from comparing import HOSTILE, compared_pictures
+from conftest import BACKBONE
 
 from featcache.cache import Cache
 from featcache.errors import UsageError, UserError
@@ -214,14 +215,14 @@ def test_training_on_a_share_that_is_not_compared_is_named(comparison: Compariso
 
     apart = replace(comparison, table=tuple(map(tenth, comparison.table)), cells=tuple(map(tenth, comparison.cells)))
     runs = read_finished(apart)
-    assert runs.tuned_records("resnet18") == {}
+    assert runs.tuned_records(BACKBONE) == {}
     names = {cell.method for cell in comparison.cells if cell.kind == "finetune" and cell.run}
     assert {name for name, _ in runs.unread} == names
     assert {why for _, why in runs.unread} == {
         "its training: it has no run on 100 % of the training images, which is what is compared"
     }
     both = read_finished(comparison)
-    assert set(both.tuned_records("resnet18")) == names
+    assert set(both.tuned_records(BACKBONE)) == names
     assert both.unread == ()
 
 

@@ -37,7 +37,7 @@ def test_pairs_are_the_usable_rows(dirty: Cache, monkeypatch: pytest.MonkeyPatch
     dataset = split.torch_dataset()
     assert len(dataset) == 39
     features, label = dataset[5]
-    assert (features.dtype, features.shape) == (torch.float32, (512,))
+    assert (features.dtype, features.shape) == (torch.float32, (96,))
     rows = split.usable()
     np.testing.assert_array_equal(features.numpy(), split.load(rows[5:6])[0])
     assert label == split.labels[rows[5]]
@@ -93,7 +93,7 @@ def test_a_frame_holds_the_rows(dirty: Cache, tmp_path: Path) -> None:
     wide = split.to_pandas(features=True)
     pandas.testing.assert_frame_equal(wide[frame.columns], frame)
     values = wide.drop(columns=frame.columns)
-    assert values.columns[511] == "feature_511"
+    assert values.columns[95] == "feature_95"
     assert (values.dtypes == np.float32).all()
     rows = split.usable()
     np.testing.assert_array_equal(values.to_numpy()[rows], split.load(rows))
@@ -106,7 +106,7 @@ def test_a_frame_holds_the_rows(dirty: Cache, tmp_path: Path) -> None:
 
 def test_maps_fit_no_table(embed: Embed, folder: Path) -> None:
     pytest.importorskip("pandas")
-    with pytest.raises(UserError, match=r"a row of test has 64 x 8 x 8 features; a table takes vectors"):
+    with pytest.raises(UserError, match=r"a row of test has 32 x 8 x 8 features; a table takes vectors"):
         embed(folder, cut=1).run().cache.splits["test"].to_pandas(features=True)
 
 

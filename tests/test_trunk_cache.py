@@ -193,6 +193,8 @@ def test_cached_views_stand_for_augmentation(folder: Path, embed: Callable[..., 
     assert (choice.option, "--views K" in choice.why) == (None, True)
     assert chosen(cache, backbone, plan, views=1).option.n_views == 2
     assert chosen(cache, backbone, plan, views=3).option.found is None
-    done, weights, _ = tuned(cache, trunk.rows)
+    done, weights, _ = tuned(cache, trunk.rows, epochs=8, lr=0.1)
     assert done.metrics["train"].accuracy > 0.5
-    assert not torch.equal(weights["layer4.0.conv1.weight"], tuned(cache, None)[1]["layer4.0.conv1.weight"])
+    assert not torch.equal(
+        weights["layer4.0.conv1.weight"], tuned(cache, None, epochs=8, lr=0.1)[1]["layer4.0.conv1.weight"]
+    )

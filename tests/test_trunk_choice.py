@@ -66,9 +66,9 @@ def test_auto_weighs_seconds_and_bytes(cache: Cache, monkeypatch: pytest.MonkeyP
     backbone = headed(cache)
     plan = plan_for(backbone.staged, unfreeze="layer4", epochs=3)
     choice = chosen(cache, backbone, plan, "auto")
-    assert choice.option.n_bytes == 52 * 256 * 2 * 2 * 4
+    assert choice.option.n_bytes == 52 * 192 * 2 * 2 * 4
     assert choice.option.saved_s == pytest.approx((3 * 40 * 2 + 52 - 52) * 0.8 - 7)
-    assert choice.why.startswith("trunk cache on: the maps of layer3 would take 212,992 bytes (")
+    assert choice.why.startswith("trunk cache on: the maps of layer3 would take 159,744 bytes (")
     assert choice.why.endswith("; over 3 of 3 epochs they save about 185 s")
     assert chosen(cache, backbone, plan, "auto", refit=False).option.saved_s == pytest.approx(
         (3 * 40 + 44 - 52) * 0.8 - 7

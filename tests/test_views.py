@@ -71,7 +71,7 @@ def test_another_augmentation_is_another_cache(embed: Embed, folder: Path) -> No
 
 def test_random_rows_of_maps_in_any_order(embed: Embed, folder: Path, backbone: Backbone) -> None:
     split = embed(folder, cut=backbone.staged.cut_after("layer1")).run().cache.splits["train"]
-    assert split.row_shape == (64, 8, 8)
+    assert split.row_shape == (32, 8, 8)
     rows = np.array([39, 3, 3, 0, 17])
     np.testing.assert_array_equal(split.read(rows), split.features[rows])
     np.testing.assert_array_equal(split.read(rows, check=False), split.features[rows])
@@ -81,7 +81,7 @@ def test_random_rows_of_maps_in_any_order(embed: Embed, folder: Path, backbone: 
 
 def test_a_big_row_has_a_checksum_of_its_own(embed: Embed, backbone: Backbone) -> None:
     work = embed(load_dataset("digits", subset=Subset(per_class=1, limit={"test": 3})), cut=1, storage="float32")
-    assert work.plan.block_rows == 256 * 1024 // (64 * 8 * 8 * 4)
+    assert work.plan.block_rows == 256 * 1024 // (32 * 8 * 8 * 4)
     big = embed(
         load_dataset("digits", subset=Subset(per_class=1)),
         cut=1,
@@ -94,15 +94,15 @@ def test_a_big_row_has_a_checksum_of_its_own(embed: Embed, backbone: Backbone) -
 def test_the_bytes_are_told_and_too_many_are_refused_before_anything_is_read(
     embed: Embed, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = embed(folder, max_gb=1e-5)
+    work = embed(folder, max_gb=9e-6)
     assert work.feature_bytes == 52 * 96 * 2
     monkeypatch.setattr("featcache.datasets.FileImages.digests", None)
-    with pytest.raises(UserError, match="52 rows of 96 take 9,984 bytes, more than --max-gb 1e-05: raise it"):
+    with pytest.raises(UserError, match="52 rows of 96 take 9,984 bytes, more than --max-gb 9e-06: raise it"):
         work.run()
     status, out, err = run("embed", *QUICK, "--cut", "stem", "--views", 40, "--max-gb", 0.01)
     assert status == 1
-    assert "the features of 419 images take 140,730,368 bytes" in out
-    assert "419 rows of 41 x 64 x 8 x 8 take 140,730,368 bytes, more than --max-gb 0.01" in err
+    assert "the features of 419 images take 70,365,184 bytes" in out
+    assert "419 rows of 41 x 32 x 8 x 8 take 70,365,184 bytes, more than --max-gb 0.01" in err
 
 
 def test_heads_take_the_plain_view_where_asked_and_say_so(run: Run, tmp_path: Path) -> None:

@@ -49,9 +49,15 @@ def settle(embedding: Embedding, *, on_note: Callable[[str], None] = lambda note
     refused = [unavailable(c.engine, c.precision, c.device) for c in asked]
     if (reason := refused[0]) is not None and all(refused):
         raise reason
+    unreadable: CacheError | None = None
     for candidate in asked:
-        if candidate.finished() is not None:
-            return _with_batch(candidate)
+        try:
+            if candidate.finished() is not None:
+                return _with_batch(candidate)
+        except CacheError as error:  # that of another engine may be whole
+            unreadable = unreadable or error
+    if unreadable is not None:
+        raise unreadable
     here = [candidate for candidate, reason in zip(asked, refused, strict=True) if reason is None]
     gate = Gate(_with_batch(embedding))
     for candidate in here:

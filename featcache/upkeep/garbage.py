@@ -72,7 +72,7 @@ def find_garbage(
     broken: dict[Path, str] = {}
     sound: list[Cache] = []
     for path in (*(finished if damaged or superseded else ()), *(begun if damaged else ())):
-        if path in found or is_building(path):
+        if path in found or (path in finished and is_building(path)):
             continue
         try:
             if reason := damage_of(path):

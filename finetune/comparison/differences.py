@@ -15,11 +15,11 @@ LEVEL = 0.05
 def best_by_validation(groups: Sequence[Group], kind: str) -> Group | None:
     """The one of a kind with the highest validation accuracy, of equals the first; test decides nothing here.
 
-    Heads whose validation accuracy is that of their best epoch count only if there are no others.
+    Heads whose validation accuracy is that of their best epoch do not count.
     """
     own = [each for each in groups if each.kind == kind]
     fair = [each for each in own if kind != "head" or not each.val_is_of_best_epoch]
-    return max(fair or own, key=lambda each: each.val_accuracy, default=None)
+    return max(fair, key=lambda each: each.val_accuracy, default=None)
 
 
 def reference_of(groups: Sequence[Group]) -> Group | None:

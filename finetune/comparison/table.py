@@ -122,7 +122,7 @@ def _failures(each: Group) -> Iterator[str]:
 
 def _marks(each: Group, usual: _Usual) -> Iterator[str]:
     if each.kind == "head" and each.val_is_of_best_epoch:
-        yield "validation accuracy is its best epoch's: the reference only without other heads"
+        yield "validation accuracy is its best epoch's: never the reference"
     records = [run.record for run in each.runs.values()]
     sizes = [record["encoder"].get("preprocessing", {}).get("image_size") for record in records]
     if any(_preprocessing(r) != usual.preprocessing.get(each.backbone, _preprocessing(r)) for r in records):

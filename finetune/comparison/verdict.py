@@ -35,7 +35,10 @@ def verdict_of(groups: Sequence[Group], differences: Sequence[Difference]) -> Ve
     if head is None:
         why = "No cached head is there to compare with: add one to --methods, such as logreg."
         if any(each.kind == "head" and each.runs for each in groups):
-            why = "No cached head was trained and tested on the rows of the others, so there is none to compare with."
+            why = (
+                "No cached head can be compared with: none was trained and tested on the rows of the others and has a "
+                "validation accuracy that is not its best epoch's. Add one to --methods, such as logreg."
+            )
         return Verdict(sentences=(why, *left_out))
     first = _told_head(head, _fraction_told(groups, head))
     names: dict[str, Any] = {"best_head": head.method, "best_head_backbone": head.backbone}
