@@ -84,7 +84,7 @@ def test_auto_weighs_seconds_and_bytes(cache: Cache, monkeypatch: pytest.MonkeyP
     assert began.option is not None
     assert "as the training was begun" in began.why
     seconds = 1.0
-    monkeypatch.setattr(trunk_choice, "MAX_BYTES", 212_991)
+    monkeypatch.setattr(trunk_choice, "MAX_BYTES", 159_743)
     choice = chosen(cache, backbone, plan, "auto")
     assert choice.option is None
     assert "more than half of it or than 20 GB" in choice.why
