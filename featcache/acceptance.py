@@ -1,4 +1,4 @@
-"""A file's path in, its structure out; a file that this user has not accepted before is parsed in a child process.
+"""Parse a cache file: in a child process, unless this user has accepted the file before.
 
 HDF5's library can crash, hang or take all memory on hostile metadata. The child has limits on time and memory, and its
 death is an error of one line. A file is accepted once its root digest was compared, and recognised by device, inode,

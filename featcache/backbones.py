@@ -1,4 +1,4 @@
-"""A backbone's name and weights in; the model in stages, its preprocessing and its weights' digest out."""
+"""Load a backbone by its name and weights: the model in stages, its preprocessing, and the digest of its weights."""
 
 from __future__ import annotations
 
