@@ -9,34 +9,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.backbones import Backbone, load_backbone
-    from featcache.cache import Cache, find_caches
-    from featcache.datasets import ImageDataset, load_dataset
-    from featcache.embedder import Embedder
-    from featcache.embedding import Embedding
-    from featcache.errors import CacheError, UsageError, UserError
-    from featcache.preprocessing import Preprocessing
-    from featcache.stages import Stage, StagedModel
-    from featcache.subset import Subset
+    from featcache.cache.cache import Cache, find_caches
+    from featcache.common.errors import CacheError, UsageError, UserError
+    from featcache.embedding.embedder import Embedder
+    from featcache.embedding.embedding import Embedding
+    from featcache.models.backbones import Backbone, load_backbone
+    from featcache.models.stages import Stage, StagedModel
+    from featcache.sources.datasets import ImageDataset, load_dataset
+    from featcache.sources.preprocessing import Preprocessing
+    from featcache.tables.subset import Subset
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Backbone": "backbones",
-    "load_backbone": "backbones",
-    "Cache": "cache",
-    "find_caches": "cache",
-    "ImageDataset": "datasets",
-    "load_dataset": "datasets",
-    "Embedder": "embedder",
-    "Embedding": "embedding",
-    "CacheError": "errors",
-    "UsageError": "errors",
-    "UserError": "errors",
-    "Preprocessing": "preprocessing",
-    "Stage": "stages",
-    "StagedModel": "stages",
-    "Subset": "subset",
+    "Backbone": "models.backbones",
+    "load_backbone": "models.backbones",
+    "Cache": "cache.cache",
+    "find_caches": "cache.cache",
+    "ImageDataset": "sources.datasets",
+    "load_dataset": "sources.datasets",
+    "Embedder": "embedding.embedder",
+    "Embedding": "embedding.embedding",
+    "CacheError": "common.errors",
+    "UsageError": "common.errors",
+    "UserError": "common.errors",
+    "Preprocessing": "sources.preprocessing",
+    "Stage": "models.stages",
+    "StagedModel": "models.stages",
+    "Subset": "tables.subset",
 }
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from featcache.disk import explained
+from featcache.common.disk import explained
 from finetune.gradient_probe import gradient_probe
 from finetune.job_command import Job
 from finetune.plan_tables import found_table, probe_table

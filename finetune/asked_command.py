@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Console, Parser, add_subset_flags, names, new_parser, subset_of
-from featcache.errors import CacheError, UsageError
+from featcache.commands.command_line import Console, Parser, add_subset_flags, names, new_parser, subset_of
+from featcache.common.errors import CacheError, UsageError
 from finetune.forgetting_command import add_forgetting_flags, check_forgetting_flags, forgetting_settings
 from heads.excluding_command import add_exclude_flag, exclusion_of
 
 if TYPE_CHECKING:
     import torch
 
-    from featcache.cache import Cache
-    from featcache.stages import StagedModel
+    from featcache.cache.cache import Cache
+    from featcache.models.stages import StagedModel
     from finetune.plans import Plan
     from finetune.settings import Settings
     from heads.rows import Rows
@@ -133,7 +133,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 def cache_of(arguments: argparse.Namespace, console: Console) -> Cache:
     """The cache that was named, or the newest that matches, of maps or vectors. Raises CacheError for none."""
-    from featcache.cache import Cache, find_caches
+    from featcache.cache.cache import Cache, find_caches
     from heads.asked_command import asked_dataset, found_instead, tell_passed_over
 
     wanted = {**asked_dataset(arguments.dataset), "backbone": arguments.backbone}
@@ -201,7 +201,7 @@ def plan_of(arguments: argparse.Namespace, staged: StagedModel, *, pretrained: b
 
 def settings_of(arguments: argparse.Namespace, device: torch.device) -> Settings:
     """The settings that the flags ask for. Raises UsageError where a number is out of range."""
-    from featcache.machine import fast_precision
+    from featcache.common.machine import fast_precision
     from finetune.settings import Settings
 
     precision = arguments.precision

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from featcache.backbones import Backbone, load_backbone
-from featcache.cache import Cache
-from featcache.datasets import ImageDataset
-from featcache.errors import CacheError, UserError
-from featcache.layout import DIGEST_SIZE
-from featcache.origin import OriginalImages, origin_of
-from featcache.preprocessing import Preprocessing
+from featcache.cache.cache import Cache
+from featcache.cache.layout import DIGEST_SIZE
+from featcache.common.errors import CacheError, UserError
+from featcache.maintenance.origin import OriginalImages, origin_of
+from featcache.models.backbones import Backbone, load_backbone
+from featcache.sources.datasets import ImageDataset
+from featcache.sources.preprocessing import Preprocessing
 from finetune.image_source import ImageSource, Pictures
 from finetune.settings import Augment
 from heads.rows import Rows, SplitRows

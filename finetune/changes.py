@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 from finetune.thawing import group_of
 
 #: Steps of an epoch, evenly spaced, whose gradients are measured.

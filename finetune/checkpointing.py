@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from featcache.disk import explained, sync_folder
-from featcache.errors import UserError
-from featcache.files import one_line
+from featcache.common.disk import explained, sync_folder
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 from finetune.best import Best
 
 _VERSION = 1

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Console, run
-from featcache.disk import other_name_note
-from featcache.errors import UserError
-from featcache.files import one_line
-from featcache.ranks import ALONE, Ranks
+from featcache.commands.command_line import Console, run
+from featcache.common.disk import other_name_note
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
+from featcache.common.ranks import ALONE, Ranks
 from finetune.asked_command import AUTO, cache_of, check_flags, new_finetune_parser, rows_of
 from finetune.forgetting_command import forgetting_table, rehearsed_by, score_start, score_tuned
 from finetune.trunk_command import trunk_cached, trunk_choice_of
@@ -48,7 +48,7 @@ def _dispatched(arguments: argparse.Namespace, console: Console, command: str, r
     cache = cache_of(arguments, console)
     rows = rows_of(arguments, cache)
 
-    from featcache.machine import keep_freed_memory
+    from featcache.common.machine import keep_freed_memory
     from finetune.job_command import asked_plan, images_of, prepared
 
     keep_freed_memory()
@@ -196,7 +196,7 @@ def _refusals_told(job: Job) -> Iterator[None]:
 
 def _tell_plan(job: Job) -> TrunkChoice:
     """Show the plan, and decide and tell whether frozen stages run once."""
-    from featcache.machine import device_name
+    from featcache.common.machine import device_name
     from finetune.plan_tables import phases_table, stages_table, told_counts
 
     staged = job.backbone.staged

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from featcache.machine import full_fp32
-from featcache.ranks import ALONE, Ranks
-from featcache.stages import StagedModel
+from featcache.common.machine import full_fp32
+from featcache.common.ranks import ALONE, Ranks
+from featcache.models.stages import StagedModel
 from finetune.sources import Source
 
 #: Images that the information is estimated on, at most: each takes a pass back and forth of its own.

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featcache.backbones import Backbone
-from featcache.cache import Cache
-from featcache.datasets import ImageDataset
-from featcache.embedding import Embedding
-from featcache.errors import UserError
-from featcache.ranks import ALONE, Ranks
-from featcache.tuned_weights import MODEL_FILE
-from featcache.weights import sha256
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
+from featcache.common.ranks import ALONE, Ranks
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone
+from featcache.models.tuned_weights import MODEL_FILE
+from featcache.models.weights import sha256
+from featcache.sources.datasets import ImageDataset
 from heads.evidence.paired import paired_difference
 from heads.head_run import fit_head
 from heads.recipe import Recipe

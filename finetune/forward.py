@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from featcache.errors import UserError
-from featcache.machine import full_fp32
-from featcache.ranks import ALONE, Ranks
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.common.machine import full_fp32
+from featcache.common.ranks import ALONE, Ranks
+from featcache.models.stages import StagedModel
 from finetune.settings import Precision, Settings
 from finetune.sources import Source
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  as everyone calls it
 
-from featcache.errors import UserError
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.models.stages import StagedModel
 from finetune.changes import GradientNorms
 from finetune.forward import Forward
 from finetune.repeating import reproducible, seed_by, shuffled

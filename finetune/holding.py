@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcache.errors import UsageError
-from featcache.ranks import ALONE, Ranks
-from featcache.stages import StagedModel
+from featcache.common.errors import UsageError
+from featcache.common.ranks import ALONE, Ranks
+from featcache.models.stages import StagedModel
 from finetune.fisher import fisher_information
 from finetune.penalties import PullToStart, Term, held_weights
 from finetune.plans import Plan

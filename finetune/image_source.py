@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.batches import Batch, BatchReader
-from featcache.datasets import Images
-from featcache.errors import UserError
-from featcache.preprocessing import Preprocessing
+from featcache.common.errors import UserError
+from featcache.sources.batches import Batch, BatchReader
+from featcache.sources.datasets import Images
+from featcache.sources.preprocessing import Preprocessing
 from finetune.image_augmentation import Chance, augmented
 from finetune.map_source import MapSource
 from finetune.settings import Augment

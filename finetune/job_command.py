@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcache import layout
-from featcache.backbones import Backbone
-from featcache.cache import Cache
-from featcache.command_line import Console
-from featcache.datasets import ImageDataset
-from featcache.embed_command import default_workers
-from featcache.machine import choose_device
-from featcache.origin import original_dataset
-from featcache.ranks import ALONE, Ranks
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.commands.command_line import Console
+from featcache.commands.embed_command import default_workers
+from featcache.common.machine import choose_device
+from featcache.common.ranks import ALONE, Ranks
+from featcache.maintenance.origin import original_dataset
+from featcache.models.backbones import Backbone
+from featcache.sources.datasets import ImageDataset
 from finetune.asked_command import plan_of, settings_of
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.holding import check_holding

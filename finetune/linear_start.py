@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featcache.cache import Cache
-from featcache.errors import UserError
-from featcache.stages import StagedModel
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
+from featcache.models.stages import StagedModel
 from finetune.new_head import FinalLayer, folded
 from heads.rows import Rows
 from heads.runs import read_run

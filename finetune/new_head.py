@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from featcache.errors import UserError
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.models.stages import StagedModel
 from heads.predictors import ABSENT, Head, LinearHead
 
 

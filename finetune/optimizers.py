@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.thawing import group_of

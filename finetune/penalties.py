@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from featcache.ranks import ALONE, Ranks
-from featcache.stages import StagedModel
+from featcache.common.ranks import ALONE, Ranks
+from featcache.models.stages import StagedModel
 from finetune.plans import Plan
 from finetune.thawing import Thawed
 

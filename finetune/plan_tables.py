@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 from finetune.changes import StageChange
 from finetune.gradient_probe import Probe
 from finetune.plans import Plan

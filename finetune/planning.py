@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from featcache.errors import UsageError, one_of
+from featcache.common.errors import UsageError, one_of
 from finetune.plans import HEAD_ALIAS, Phase, Plan
 
 #: How much lower the rates of each phase are than those of the one before.

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from featcache.backbones import Backbone
-from featcache.canary import Canary
-from featcache.disk import publish_folder
-from featcache.embedding import Embedding
-from featcache.encoder import NO_IMAGES
-from featcache.tuned_weights import MODEL_FILE
+from featcache.cache.canary import Canary
+from featcache.common.disk import publish_folder
+from featcache.embedding.embedding import Embedding
+from featcache.embedding.encoder import NO_IMAGES
+from featcache.models.backbones import Backbone
+from featcache.models.tuned_weights import MODEL_FILE
 from finetune.rate_finder import FoundRates
 from finetune.tuned_run import TunedRun
 from heads.run_canary import write_canary

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  as everyone calls it
 from numpy.typing import NDArray
 
-from featcache.errors import UserError
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.models.stages import StagedModel
 from finetune.forward import Forward
 from finetune.mixing import mixed
 from finetune.optimizers import make_optimizer, set_rates

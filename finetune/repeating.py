@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 
-from featcache.machine import full_fp32
+from featcache.common.machine import full_fp32
 from finetune.settings import Settings
 from finetune.sources import Labels
 

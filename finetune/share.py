@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.errors import UserError
-from featcache.ranks import ALONE, Ranks
+from featcache.common.errors import UserError
+from featcache.common.ranks import ALONE, Ranks
 
 _Rows = TypeVar("_Rows", Tensor, NDArray[np.int64])
 

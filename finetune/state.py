@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featcache.ranks import Ranks
-from featcache.stages import StagedModel
+from featcache.common.ranks import Ranks
+from featcache.models.stages import StagedModel
 from finetune.averaging import WeightAverage
 from finetune.checkpointing import Progress
 from finetune.optimizers import make_optimizer

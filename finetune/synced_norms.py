@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featcache.errors import UserError
-from featcache.ranks import Ranks
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.common.ranks import Ranks
+from featcache.models.stages import StagedModel
 from finetune.plans import Plan
 
 #: The layers that torch converts, and the spatial shape of a small input.

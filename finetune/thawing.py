@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from featcache.errors import UserError
-from featcache.stages import StagedModel
-from featcache.weights import sha256
+from featcache.common.errors import UserError
+from featcache.models.stages import StagedModel
+from featcache.models.weights import sha256
 from finetune.plans import Phase, Plan
 
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  as everyone calls it
 from numpy.typing import NDArray
 
-from featcache.errors import UserError
-from featcache.ranks import ALONE, Ranks
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.common.ranks import ALONE, Ranks
+from featcache.models.stages import StagedModel
 from finetune.best import better, loss_and_accuracy
 from finetune.changes import MEASURED_STEPS, GradientNorms
 from finetune.checkpointing import load_checkpoint, save_checkpoint

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featcache.backbones import Backbone
-from featcache.cache import Cache
-from featcache.datasets import ImageDataset, Images, ReadImages, Split
-from featcache.embedding import Embedding
-from featcache.plan import PlannedRows
-from featcache.ranks import ALONE, Ranks
+from featcache.build.plan import PlannedRows
+from featcache.cache.cache import Cache
+from featcache.common.ranks import ALONE, Ranks
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone
+from featcache.sources.datasets import ImageDataset, Images, ReadImages, Split
 from finetune.cached_rows import TuningRows
 from finetune.image_source import ImageSource
 from finetune.map_source import MapSource

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from featcache import layout
-from featcache.augmentation import Augmentation
-from featcache.backbones import Backbone
-from featcache.cache import Cache
-from featcache.errors import UsageError
-from featcache.ranks import ALONE, Ranks
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.common.errors import UsageError
+from featcache.common.ranks import ALONE, Ranks
+from featcache.models.backbones import Backbone
+from featcache.sources.augmentation import Augmentation
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.trunk_cost import TrunkCost, trunk_costs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.cached_rows import TuningRows

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from featcache.ranks import ALONE, Ranks
-from featcache.stages import StagedModel
+from featcache.common.ranks import ALONE, Ranks
+from featcache.models.stages import StagedModel
 from finetune.forward import autocast
 from finetune.settings import Settings
 

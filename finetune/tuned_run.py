@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache import layout
-from featcache.cache import Cache
-from featcache.machine import device_name, versions
-from featcache.ranks import ALONE, Ranks
-from featcache.stages import StagedModel
-from featcache.weights import sha256
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.common.machine import device_name, versions
+from featcache.common.ranks import ALONE, Ranks
+from featcache.models.stages import StagedModel
+from featcache.models.weights import sha256
 from finetune.cached_rows import TuningRows
 from finetune.changes import StageChange, stage_changes
 from finetune.forward import Passes
@@ -211,7 +211,7 @@ def run_record(
     Args:
         cache: whose rows were trained on.
         rows, tuned, staged: what was trained on, how it went, and the model.
-        weights: JSON of the weights that it began with, as `featcache.backbones.Backbone` tells them.
+        weights: JSON of the weights that it began with, as `featcache.models.backbones.Backbone` tells them.
         device, command: where, and what asked for it.
         notes: sentences for the user on what was decided.
         trunk: the cache of maps that epochs were trained from, if any.

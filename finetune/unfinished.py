@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from featcache.disk import explained
-from featcache.errors import RankEndedError, UserError
-from featcache.files import one_line
-from featcache.locks import lock_now
-from featcache.ranks import ALONE, Ranks
+from featcache.common.disk import explained
+from featcache.common.errors import RankEndedError, UserError
+from featcache.common.files import one_line
+from featcache.common.locks import lock_now
+from featcache.common.ranks import ALONE, Ranks
 from heads.plain_data import read_object
 
 #: What to do after an interruption that left a checkpoint, and after one that left none.

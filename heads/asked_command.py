@@ -8,13 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from featcache.command_line import Console, Parser, add_subset_flags, names, new_parser, numbers, subset_of
-from featcache.errors import CacheError, UsageError
+from featcache.commands.command_line import Console, Parser, add_subset_flags, names, new_parser, numbers, subset_of
+from featcache.common.errors import CacheError, UsageError
 from heads.classifiers import CLASSIFIERS
 from heads.excluding_command import add_exclude_flag, exclusion_of
 
 if TYPE_CHECKING:
-    from featcache.cache import Cache
+    from featcache.cache.cache import Cache
     from heads.recipe import Recipe
     from heads.source import Source
     from heads.sweep import Workers
@@ -171,7 +171,7 @@ def source_of(arguments: argparse.Namespace, *caches: Cache, pool: bool | None =
 
 def caches_of(arguments: argparse.Namespace, console: Console) -> list[Cache]:
     """The caches that were named, or the newest that matches. Raises CacheError where there is none."""
-    from featcache.cache import Cache, find_caches
+    from featcache.cache.cache import Cache, find_caches
 
     wanted = {**asked_dataset(arguments.dataset), "backbone": arguments.backbone, "precision": arguments.precision}
     if arguments.cache:
@@ -277,6 +277,6 @@ def _device(clf: str, wanted: str) -> str:
     """Where a classifier runs; torch is asked for those that it trains, and for a device that is asked for."""
     if wanted == "cpu" or (wanted == "auto" and clf not in ("linear", "mlp")):
         return wanted
-    from featcache.machine import choose_device
+    from featcache.common.machine import choose_device
 
     return str(choose_device(wanted))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.fitting import Fitted, Folds, Params, Task, Trial, averaged_scores
 from heads.grids import continued
 from heads.predictors import ABSENT, Doubles, LinearHead, Scores, class_rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.evidence.paired import Comparison, Verdict, compare_runs
 from heads.runs import Run
 

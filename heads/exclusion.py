@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache import layout
-from featcache.errors import UserError
-from featcache.files import one_line, open_regular, size_of
+from featcache.cache import layout
+from featcache.common.errors import UserError
+from featcache.common.files import one_line, open_regular, size_of
 
 #: What the column ``exclude`` says of a row that is to go; anything else keeps it.
 YES = ("yes", "y", "true", "1", "x")

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Console, run
-from featcache.disk import other_name_note
+from featcache.commands.command_line import Console, run
+from featcache.common.disk import other_name_note
 from heads.asked_command import (
     caches_of,
     check_flags,

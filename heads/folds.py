@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.errors import UsageError
-from featcache.subset import carve
+from featcache.common.errors import UsageError
+from featcache.tables.subset import carve
 from heads.features import Features
 from heads.fitting import Folds, Task
 from heads.recipe import Recipe

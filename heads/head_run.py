@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache import layout
-from featcache.cache import Cache
-from featcache.machine import versions
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.common.machine import versions
 from heads.evidence.metrics import Metrics, Tally, evaluate
 from heads.features import Features
 from heads.fitting import averaged_scores

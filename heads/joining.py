@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache import layout
-from featcache.cache import Cache
-from featcache.cached_split import CachedSplit
-from featcache.errors import UsageError, UserError
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.cache.cached_split import CachedSplit
+from featcache.common.errors import UsageError, UserError
 from heads.standardization import Labels
 
 

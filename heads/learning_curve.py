@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import UsageError, UserError
-from featcache.subset import carve
+from featcache.common.errors import UsageError, UserError
+from featcache.tables.subset import carve
 from heads.evidence.metrics import wilson
 from heads.folds import Validation, validation
 from heads.head_run import score_blocks

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.machine import choose_device, has_room
+from featcache.common.machine import choose_device, has_room
 from heads.predictors import Doubles
 from heads.standardization import Floats, Labels
 

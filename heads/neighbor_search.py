@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.machine import choose_device
+from featcache.common.machine import choose_device
 from heads.fitting import Fitted, Folds, Params, Task, Trial
 from heads.grids import continued
 from heads.nearest import nearest

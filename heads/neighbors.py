@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.nearest import nearest
 from heads.predictors import Doubles, Head, Scores
 from heads.standardization import Floats, Labels

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.standardization import Floats, Labels, standardized
 
 if TYPE_CHECKING:

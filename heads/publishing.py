@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from featcache.canary import stored_canary
-from featcache.disk import publish_folder
+from featcache.cache.canary import stored_canary
+from featcache.common.disk import publish_folder
 from heads.comparing import compared, named
 from heads.evidence.power_law import PowerLaw
 from heads.head_run import HeadRun, fit_head, head_meta, run_record

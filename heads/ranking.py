@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.cache import Cache
-from featcache.errors import UserError
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
 from heads.head_run import fit_head
 from heads.recipe import Recipe
 from heads.source import Source

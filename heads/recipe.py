@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from featcache.errors import UsageError, one_of
+from featcache.common.errors import UsageError, one_of
 from heads.classifiers import CLASSIFIERS
 
 #: The classifiers whose result depends on the seed by more than the rows that validate it.

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from featcache import layout
-from featcache.cache import Cache
-from featcache.errors import UsageError, UserError, one_of
-from featcache.subset import Subset, carve, row_numbers
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.common.errors import UsageError, UserError, one_of
+from featcache.tables.subset import Subset, carve, row_numbers
 from heads.cached_features import features_of
 from heads.exclusion import Exclusion
 from heads.features import Features

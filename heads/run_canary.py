@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.canary import Canary
-from featcache.errors import UserError
-from featcache.files import one_line
-from featcache.layout import DIGEST_SIZE
+from featcache.cache.canary import Canary
+from featcache.cache.layout import DIGEST_SIZE
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 from heads.plain_data import read_arrays
 
 CANARY_FILE = "canary.npz"

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.canary import Canary
-from featcache.disk import free_path, publish_folder
-from featcache.errors import UsageError, UserError
-from featcache.files import one_line
+from featcache.cache.canary import Canary
+from featcache.common.disk import free_path, publish_folder
+from featcache.common.errors import UsageError, UserError
+from featcache.common.files import one_line
 from heads.plain_data import read_arrays, read_object
 from heads.predictors import Head
 from heads.run_canary import write_canary
@@ -119,7 +119,7 @@ def write_run(
         numbered: whether the folder's name ends in a number that may become another one.
 
     Returns:
-        The run's folder; another than ``folder`` if that was taken, see `featcache.disk.publish_folder`.
+        The run's folder; another than ``folder`` if that was taken, see `featcache.common.disk.publish_folder`.
 
     Raises:
         UserError: the folder can't be written.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import UserError
-from featcache.files import one_line
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 from heads.kernel_heads import LandmarkHead, SupportVectorHead
 from heads.neighbors import NeighborHead
 from heads.plain_data import parse_object, read_arrays

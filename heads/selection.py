@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.calibrating import Calibration, calibrate
 from heads.classifiers import CLASSIFIERS
 from heads.fitting import Fitted, Params

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.machine import has_room
+from featcache.common.machine import has_room
 from heads.blas_threads import BlasThreads
 from heads.features import Features
 from heads.predictors import Doubles

@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from featcache.cache import Cache
-from featcache.errors import UserError
-from featcache.subset import Subset
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
+from featcache.tables.subset import Subset
 from heads.exclusion import Exclusion
 from heads.rows import Rows, load_rows
 

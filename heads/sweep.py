@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from featcache.errors import UsageError, UserError, missing_extra, one_of
+from featcache.common.errors import UsageError, UserError, missing_extra, one_of
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")

@@ -23,11 +23,11 @@ from selecting import Digits, some_digits
 from serving import Served, make_runs
 from threadpoolctl import threadpool_limits
 
-from featcache import cache_command, command_line, embed_command
-from featcache.backbones import Backbone, load_backbone
-from featcache.cache import Cache
-from featcache.datasets import ImageDataset, load_dataset
-from featcache.embedding import Embedding
+from featcache.cache.cache import Cache
+from featcache.commands import cache_command, command_line, embed_command
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone, load_backbone
+from featcache.sources.datasets import ImageDataset, load_dataset
 from finetune import finetune_command, training
 from finetune.comparison import compare_command
 from heads import fit_head_command

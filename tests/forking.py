@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 #: What the server imports, of this project and of what it is slow to import.
-PRELOADED = ("torch", "torchvision", "timm", "sklearn.linear_model", "featcache.embedder", "finetune.tuned_run")
+PRELOADED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "sklearn.linear_model",
+    "featcache.embedding.embedder",
+    "finetune.tuned_run",
+)
 
 #: Python's ``-c``, for a script that is to heed SIGINT: a shell's background jobs ignore it, and hand that on to their
 #: children.
@@ -139,8 +146,9 @@ def embed_slowly(flags: list[str]) -> int:
 
     A block counts as soon as it is written, not some seconds later.
     """
-    from featcache import block_writer, embed_command
-    from featcache.passes import TrunkPasses
+    from featcache.build import block_writer
+    from featcache.commands import embed_command
+    from featcache.embedding.passes import TrunkPasses
 
     features = TrunkPasses.features
     done: list[Any] = []
@@ -159,8 +167,9 @@ def embed_slowly(flags: list[str]) -> int:
 
 def embed_in_blocks_that_count(flags: list[str]) -> int:
     """bin/embed, a block of which counts as soon as it is written, and which takes its time."""
-    from featcache import block_writer, embed_command
-    from featcache.passes import TrunkPasses
+    from featcache.build import block_writer
+    from featcache.commands import embed_command
+    from featcache.embedding.passes import TrunkPasses
 
     features = TrunkPasses.features
 

@@ -28,11 +28,11 @@ from hdf5_checksums import checksums_mended, headers
 from mutations import damaged
 from structure_changes import CHANGES, sealed_again
 
-from featcache import acceptance, layout
-from featcache.cache import Cache
-from featcache.canary import stored_canary
-from featcache.errors import CacheError
-from featcache.structure import Structure, from_json, read_structure, to_json
+from featcache.cache import acceptance, layout
+from featcache.cache.cache import Cache
+from featcache.cache.canary import stored_canary
+from featcache.cache.structure import Structure, from_json, read_structure, to_json
+from featcache.common.errors import CacheError
 
 SECONDS = 10
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tuning import plan_for, weights_of
 
-from featcache.cache import Cache
-from featcache.ranks import ALONE, Ranks
+from featcache.cache.cache import Cache
+from featcache.common.ranks import ALONE, Ranks
 from finetune.cached_rows import backbone_of, tuning_rows
 from finetune.holding import held
 from finetune.new_head import replace_head

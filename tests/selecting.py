@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from featcache.subset import carve
+from featcache.tables.subset import carve
 from heads.classifiers import CLASSIFIERS
 from heads.closed_form import ClosedForm
 from heads.features import ArrayFeatures

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache import layout
-from featcache.cached_split import CachedSplit
-from featcache.stored import CacheFile, Stored
+from featcache.cache import layout
+from featcache.cache.cached_split import CachedSplit
+from featcache.cache.stored import CacheFile, Stored
 
 
 def split_of(path: Path, values: np.ndarray, *, block_rows: int = 16) -> CachedSplit:

@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 from mutations import json_changed
 
-from featcache import layout
-from featcache.cache import stored_data_sets, stored_root_digest
-from featcache.cached_split import CachedSplit
-from featcache.skeleton import padded
-from featcache.stored import CacheFile
-from featcache.structure import read_structure
+from featcache.build.skeleton import padded
+from featcache.cache import layout
+from featcache.cache.cache import stored_data_sets, stored_root_digest
+from featcache.cache.cached_split import CachedSplit
+from featcache.cache.stored import CacheFile
+from featcache.cache.structure import read_structure
 
 
 def sealed_again(path: Path) -> None:

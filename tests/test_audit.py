@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from selecting import Digits
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.audit.audited_rows import AuditedRows
 from heads.audit.classes import few_rows, nearly_one
 from heads.audit.directions import about_mean, about_origin

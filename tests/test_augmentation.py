@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from featcache.augmentation import Augmentation
-from featcache.errors import UsageError
-from featcache.images import pixels_digest, stack_digests
-from featcache.layout import digest
-from featcache.preprocessing import Preprocessing
+from featcache.cache.layout import digest
+from featcache.common.errors import UsageError
+from featcache.sources.augmentation import Augmentation
+from featcache.sources.images import pixels_digest, stack_digests
+from featcache.sources.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(image_size=24, resize_size=27, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
 SHAPES = [(30, 40, 3), (40, 30), (24, 24, 3), (9, 70, 3), (1, 1), (61, 53, 3)]

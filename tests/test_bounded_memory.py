@@ -17,11 +17,11 @@ import torch
 from forking import Forked
 from numpy.typing import NDArray
 
-from featcache.backbones import Backbone
-from featcache.datasets import ImageDataset, ReadImages, Split
-from featcache.embedding import Embedding
-from featcache.preprocessing import Preprocessing
-from featcache.stages import StagedModel
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone
+from featcache.models.stages import StagedModel
+from featcache.sources.datasets import ImageDataset, ReadImages, Split
+from featcache.sources.preprocessing import Preprocessing
 
 COUNT = int(os.environ.get("FEATCACHE_IMAGES", "200000"))
 #: Beside what is kept of each row: the batches under way, and what torch and the C library keep for the next ones.

@@ -16,14 +16,14 @@ import pytest
 from conftest import BACKBONE
 from making import golden
 
-from featcache import layout
-from featcache.augmentation import Augmentation
-from featcache.backbones import Backbone, load_backbone
-from featcache.cache import Cache, find_caches
-from featcache.embedding import Embedding
-from featcache.errors import CacheError
-from featcache.locks import is_open_for_writing
-from featcache.preprocessing import Preprocessing
+from featcache.cache import layout
+from featcache.cache.cache import Cache, find_caches
+from featcache.common.errors import CacheError
+from featcache.common.locks import is_open_for_writing
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone, load_backbone
+from featcache.sources.augmentation import Augmentation
+from featcache.sources.preprocessing import Preprocessing
 
 
 def test_plain_h5py_reads_it(cache: Cache) -> None:

@@ -14,15 +14,16 @@ import torch
 from conftest import BACKBONE
 from making import age, flip, interrupted, noise
 
-from featcache import cache_command, printable
-from featcache.augmentation import Augmentation
-from featcache.backbones import load_backbone
-from featcache.datasets import load_dataset
-from featcache.embedding import Embedding
-from featcache.errors import UserError
-from featcache.locks import building
-from featcache.passes import TrunkPasses
-from featcache.upkeep.verification import todays_canary
+from featcache.commands import cache_command
+from featcache.common import printable
+from featcache.common.errors import UserError
+from featcache.common.locks import building
+from featcache.embedding.embedding import Embedding
+from featcache.embedding.passes import TrunkPasses
+from featcache.maintenance.verification import todays_canary
+from featcache.models.backbones import load_backbone
+from featcache.sources.augmentation import Augmentation
+from featcache.sources.datasets import load_dataset
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
@@ -150,7 +151,7 @@ def test_verify_says_where_the_canary_cannot_be_checked(
 ) -> None:
     cache = embed(folder).run().cache
     monkeypatch.setattr(
-        "featcache.backbones.load_backbone", lambda *_, **__: (_ for _ in ()).throw(UserError("no network here"))
+        "featcache.models.backbones.load_backbone", lambda *_, **__: (_ for _ in ()).throw(UserError("no network here"))
     )
     status, out, _ = run("cache", "verify")
     assert status == 0

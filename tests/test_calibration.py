@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 from sklearn.calibration import calibration_curve
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.evidence import calibration
 from heads.evidence.calibration import doubt, fit_temperature, reliability
 from heads.evidence.metrics import log_loss

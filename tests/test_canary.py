@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featcache.canary import TOLERANCE, Canary, compare
+from featcache.cache.canary import TOLERANCE, Canary, compare
 
 RNG = np.random.default_rng(0)
 THEN = Canary(("a.png", "b.png"), RNG.standard_normal((2, 3, 8)).astype(np.float32), np.zeros((2, 16), np.uint8))

@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from test_rate_finder import Breaking, assert_untouched, everything
 from tuning import CPU, pictures, plan_for, quick, tiny, torchvision_model, weights_of
 
-from featcache.errors import UserError
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.models.stages import StagedModel
 from finetune.changes import GradientNorms, StageChange, stage_changes
 from finetune.gradient_probe import Probe, gradient_probe
 from finetune.settings import Settings

@@ -11,7 +11,7 @@ from making import Stop
 from trained import ALL_RANDOM, assert_same, stop_at, timeless
 from tuning import plan_for, quick, tiny, weights_of
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("a_checkpoint_each_epoch")
 

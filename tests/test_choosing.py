@@ -14,17 +14,17 @@ import torch
 from conftest import BACKBONE
 from making import interrupted, noise, numbered
 
-from featcache import memory
-from featcache.cache import Cache
-from featcache.embedding import Embedding
+from featcache.build.plan import PlannedRows
+from featcache.cache.cache import Cache
+from featcache.common import memory
+from featcache.common.errors import UserError
+from featcache.embedding.embedding import Embedding
+from featcache.embedding.planning import planned_rows
 from featcache.engines import choosing, gate, preparing
 from featcache.engines.choosing import settle
 from featcache.engines.fidelity import TOLERANCE
 from featcache.engines.gate import Gate, Prepared
-from featcache.errors import UserError
-from featcache.plan import PlannedRows
-from featcache.planning import planned_rows
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]

@@ -9,7 +9,7 @@ from sklearn.linear_model import RidgeClassifier, RidgeClassifierCV
 from sklearn.neighbors import NearestCentroid
 from views import viewed
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads import closed_form, summaries
 from heads.classifiers import CLASSIFIERS
 from heads.closed_form import ClosedForm

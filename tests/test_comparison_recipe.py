@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.errors import UsageError, UserError
+from featcache.common.errors import UsageError, UserError
 from finetune.comparison.asked_command import Asked, asked, duration, embed_words, new_compare_parser
 from finetune.comparison.methods import method_of
 from finetune.comparison.recipe import methods_of, read_recipe, recipe_of, shipped

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from compared import a_group
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from finetune.comparison.comparison_tables import differences_table, notes_of, results_table
 from finetune.comparison.differences import differences_of
 from finetune.comparison.groups import Group

@@ -25,11 +25,11 @@ from making import numbered
 from stored_features import total
 from test_ranks import start
 
-from featcache import locks
-from featcache.cache import Cache
-from featcache.embedding import Embedding
-from featcache.errors import CacheError
-from featcache.locks import building
+from featcache.cache.cache import Cache
+from featcache.common import locks
+from featcache.common.errors import CacheError
+from featcache.common.locks import building
+from featcache.embedding.embedding import Embedding
 from heads import publishing
 from heads.runs import read_run
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import draw
 
-from featcache import named_sets
-from featcache.datasets import ArrayImages, FileImages, load_dataset
-from featcache.errors import UsageError, UserError
-from featcache.subset import Subset
+from featcache.common.errors import UsageError, UserError
+from featcache.sources import named_sets
+from featcache.sources.datasets import ArrayImages, FileImages, load_dataset
+from featcache.tables.subset import Subset
 
 MakeFolder = Callable[..., Path]
 

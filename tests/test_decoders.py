@@ -21,8 +21,8 @@ import pytest
 from mutations import damaged
 from PIL import Image
 
-from featcache import images
-from featcache.images import DamagedImageError
+from featcache.sources import images
+from featcache.sources.images import DamagedImageError
 
 CASES = int(os.environ.get("FEATCACHE_FUZZ_CASES", "200"))
 

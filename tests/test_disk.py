@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.disk import give_name, publish_folder
-from featcache.errors import UserError
+from featcache.common.disk import give_name, publish_folder
+from featcache.common.errors import UserError
 
 TEXT = "finished.txt"
 

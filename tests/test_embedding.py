@@ -15,15 +15,15 @@ from conftest import BACKBONE
 from forking import Forked
 from making import Stop, files, interrupted, noise, stop_after
 
-from featcache import embedding as embedding_module
-from featcache import filling
-from featcache.backbones import Backbone, load_backbone
-from featcache.cache import Cache
-from featcache.datasets import load_dataset
-from featcache.embedding import Embedding
-from featcache.errors import CacheError, UserError
-from featcache.locks import building, partial_path
-from featcache.machine import choose_device
+from featcache.cache.cache import Cache
+from featcache.common.errors import CacheError, UserError
+from featcache.common.locks import building, partial_path
+from featcache.common.machine import choose_device
+from featcache.embedding import embedding as embedding_module
+from featcache.embedding import filling
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone, load_backbone
+from featcache.sources.datasets import load_dataset
 
 Embed = Callable[..., Embedding]
 
@@ -272,7 +272,7 @@ def test_what_is_published_is_not_touched_again(embed: Embed, folder: Path, monk
     work = embed(folder)
     assert work.path.parent.exists() is False
     monkeypatch.setattr(
-        "featcache.builder.sync_folder", lambda path: interrupted(path) if list(path.glob("*.h5")) else None
+        "featcache.build.builder.sync_folder", lambda path: interrupted(path) if list(path.glob("*.h5")) else None
     )
     with pytest.raises(KeyboardInterrupt):
         work.run()

@@ -17,12 +17,12 @@ from forking import Forked
 from torch import Tensor
 from tuning import tiny
 
-from featcache.backbones import Backbone, load_backbone
+from featcache.common.errors import UserError
 from featcache.engines import preparing
 from featcache.engines.fidelity import compare
 from featcache.engines.preparing import Forward, prepare, unavailable
-from featcache.errors import UserError
-from featcache.preprocessing import Preprocessing
+from featcache.models.backbones import Backbone, load_backbone
+from featcache.sources.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 WAYS = [

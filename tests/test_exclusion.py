@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.cache import Cache
-from featcache.errors import UserError
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
 from heads.audit.findings import Finding, write_findings
 from heads.exclusion import read_exclusion
 from heads.rows import load_rows

@@ -14,14 +14,14 @@ import pytest
 from making import flip
 from stored_features import half, split_of
 
-from featcache import layout
-from featcache.augmentation import Augmentation
-from featcache.backbones import Backbone
-from featcache.cache import Cache
-from featcache.cached_split import CachedSplit
-from featcache.embedding import Embedding
-from featcache.errors import CacheError
-from featcache.stored import CacheFile, Stored
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.cache.cached_split import CachedSplit
+from featcache.cache.stored import CacheFile, Stored
+from featcache.common.errors import CacheError
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone
+from featcache.sources.augmentation import Augmentation
 from heads.cached_features import CachedFeatures, features_of, pooled, positions
 from heads.features import ArrayFeatures, Features, as_features, as_slice
 from heads.joined_features import JoinedFeatures, joined, stacked

@@ -14,9 +14,9 @@ import torch
 from conftest import BACKBONE, QUICK
 from trained import timeless
 
-from featcache.backbones import load_backbone
-from featcache.cache import Cache, find_caches
-from featcache.stages import StagedModel
+from featcache.cache.cache import Cache, find_caches
+from featcache.models.backbones import load_backbone
+from featcache.models.stages import StagedModel
 from finetune import training
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.forward import Forward, scores_of

@@ -11,7 +11,7 @@ import torch
 from conftest import BACKBONE
 from test_finetune_command import FEW, SMALL, told
 
-from featcache.backbones import load_backbone
+from featcache.models.backbones import load_backbone
 from finetune.forward import Forward
 
 Run = Callable[..., tuple[int, str, str]]

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from tuning import CPU, TensorSource, pictures, plan_for, tiny, weights_of
 
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 from finetune import fisher
 from finetune.fisher import drawn_label, fisher_information
 from finetune.penalties import held_weights

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.export import Dim
 
-from featcache.preprocessing import RESIZES, Preprocessing
+from featcache.sources.preprocessing import RESIZES, Preprocessing
 from heads.serving import onnx_file
 from heads.serving.fitting_graph import Fitting
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from featcache.backbones import load_backbone
 from featcache.engines.folding import cast, folded
+from featcache.models.backbones import load_backbone
 
 
 def norms(module: nn.Module) -> int:

@@ -10,7 +10,7 @@ from selecting import Digits
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import StratifiedKFold
 
-from featcache.errors import UsageError
+from featcache.common.errors import UsageError
 from heads.classifiers import CLASSIFIERS
 from heads.features import ArrayFeatures
 from heads.folds import stratified, validation

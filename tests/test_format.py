@@ -14,12 +14,12 @@ import h5py
 import numpy as np
 import pytest
 
-from featcache import layout
-from featcache.builder import CacheBuilder
-from featcache.cache import Cache
-from featcache.canary import Canary, stored_canary
-from featcache.errors import CacheError
-from featcache.plan import Plan, PlannedRows
+from featcache.build.builder import CacheBuilder
+from featcache.build.plan import Plan, PlannedRows
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.cache.canary import Canary, stored_canary
+from featcache.common.errors import CacheError
 
 GOLDEN = Path(__file__).with_name("golden_cache.h5.gz")
 ENCODER = {
@@ -59,7 +59,7 @@ def built(path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     plan = Plan(encoder=ENCODER, class_names=("a", "ß"), splits=splits, source=source, feature_shape=(3,))
     path.parent.mkdir(exist_ok=True)
     told = {**PROVENANCE, "fingerprint": plan.fingerprint}
-    monkeypatch.setattr("featcache.builder._now", lambda: "2026-01-01T00:00:00.000000Z")
+    monkeypatch.setattr("featcache.build.builder._now", lambda: "2026-01-01T00:00:00.000000Z")
     builder = CacheBuilder.create_or_resume(path.with_name(plan.file_name), plan, told, CANARY)
     builder.look()
     for name, rows in builder.groups(2):

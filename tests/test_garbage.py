@@ -17,11 +17,12 @@ import pytest
 from conftest import BACKBONE
 from making import age, files, flip, golden, interrupted, noise
 
-from featcache import acceptance, locks
-from featcache.embedding import Embedding
-from featcache.locks import building
-from featcache.upkeep import garbage as garbage_module
-from featcache.upkeep.garbage import delete, find_garbage
+from featcache.cache import acceptance
+from featcache.common import locks
+from featcache.common.locks import building
+from featcache.embedding.embedding import Embedding
+from featcache.maintenance import garbage as garbage_module
+from featcache.maintenance.garbage import delete, find_garbage
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]

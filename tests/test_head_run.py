@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.cache import Cache
-from featcache.embedding import Embedding
-from featcache.errors import UserError
-from featcache.subset import Subset
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
+from featcache.embedding.embedding import Embedding
+from featcache.tables.subset import Subset
 from heads.classifiers import CLASSIFIERS
 from heads.evidence.metrics import evaluate
 from heads.head_run import HeadRun, counted, fit_head, head_meta, run_record

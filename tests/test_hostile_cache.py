@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from structure_changes import sealed_again
 
-from featcache import acceptance
-from featcache.cache import Cache, find_caches
-from featcache.errors import CacheError
-from featcache.skeleton import padded
-from featcache.stored import CacheFile
+from featcache.build.skeleton import padded
+from featcache.cache import acceptance
+from featcache.cache.cache import Cache, find_caches
+from featcache.cache.stored import CacheFile
+from featcache.common.errors import CacheError
 
 FUZZ = Path(__file__).with_name("fuzz_cache.py")
 CASES = os.environ.get("FEATCACHE_FUZZ_CASES", "100")
@@ -133,7 +133,7 @@ def test_a_crash_of_hdf5_is_an_error_of_one_line(cache: Cache, tmp_path: Path, m
 def test_the_child_has_limits(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "copy.h5"
     shutil.copy(cache.path, path)
-    greedy = "import featcache.acceptance as a; read = a.read_structure; "
+    greedy = "import featcache.cache.acceptance as a; read = a.read_structure; "
     greedy += "a.read_structure = lambda path: (bytearray({gib} << 30), read(path))[1]; a.child()"
     monkeypatch.setattr(acceptance, "_CHILD", greedy.format(gib=1))
     assert Cache.open(path).path == path
@@ -142,7 +142,7 @@ def test_the_child_has_limits(cache: Cache, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(CacheError, match="copy.h5: cannot be read"):
         Cache.open(path)
     spin = "def spin(path):\n    while True: pass\n"
-    busy = f"import featcache.acceptance as a\n{spin}a.read_structure, a.CPU_SECONDS = spin, 1\na.child()"
+    busy = f"import featcache.cache.acceptance as a\n{spin}a.read_structure, a.CPU_SECONDS = spin, 1\na.child()"
     monkeypatch.setattr(acceptance, "_CHILD", busy)
     with pytest.raises(CacheError, match=r"ended a child process \(SIG(XCPU|KILL)\)"):
         Cache.open(path)

@@ -25,10 +25,11 @@ from PIL import Image
 from test_predictors import make_heads
 from test_runs import RECORD, predictions
 
-from featcache import images, weights
-from featcache.canary import Canary, compare
-from featcache.errors import UserError
-from featcache.images import DamagedImageError
+from featcache.cache.canary import Canary, compare
+from featcache.common.errors import UserError
+from featcache.models import weights
+from featcache.sources import images
+from featcache.sources.images import DamagedImageError
 from heads.plain_data import read_arrays
 from heads.run_canary import read_canary
 from heads.runs import read_run, write_run

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import draw
 
-from featcache.cache import Cache
-from featcache.embedding import Embedding
-from featcache.errors import UserError
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
+from featcache.embedding.embedding import Embedding
 from finetune import image_source
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from heads.rows import load_rows

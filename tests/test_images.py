@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import images
-from featcache.datasets import FileImages
-from featcache.handed_images import handed_images
-from featcache.images import DamagedImageError
-from featcache.layout import digest
+from featcache.cache.layout import digest
+from featcache.sources import images
+from featcache.sources.datasets import FileImages
+from featcache.sources.handed_images import handed_images
+from featcache.sources.images import DamagedImageError
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

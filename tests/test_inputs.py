@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.errors import UsageError, UserError
-from featcache.folders import LeftOut
+from featcache.common.errors import UsageError, UserError
+from featcache.sources.folders import LeftOut
 from heads.serving import inputs
 from heads.serving.inputs import inputs_of
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from featcache.cache import Cache
-from featcache.errors import UsageError
+from featcache.cache.cache import Cache
+from featcache.common.errors import UsageError
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.interpolation import between, interpolate
 from finetune.new_head import replace_head

@@ -10,12 +10,12 @@ import pytest
 from conftest import BACKBONE, draw
 from row_checks import VIEWS, Embed, MakeFolder, assert_same, by_id
 
-from featcache.augmentation import Augmentation
-from featcache.backbones import Backbone, load_backbone
-from featcache.cache import Cache
-from featcache.datasets import load_dataset
-from featcache.errors import UsageError, UserError
-from featcache.subset import Subset
+from featcache.cache.cache import Cache
+from featcache.common.errors import UsageError, UserError
+from featcache.models.backbones import Backbone, load_backbone
+from featcache.sources.augmentation import Augmentation
+from featcache.sources.datasets import load_dataset
+from featcache.tables.subset import Subset
 from heads.joined_features import JoinedFeatures
 from heads.rows import load_rows
 

@@ -11,8 +11,8 @@ from making import flip
 from trunks import CPU
 from tuning import torchvision_model
 
-from featcache.cache import Cache
-from featcache.errors import CacheError
+from featcache.cache.cache import Cache
+from featcache.common.errors import CacheError
 from finetune import map_source
 from finetune.map_source import CachedMaps, MapSource
 from finetune.settings import Settings

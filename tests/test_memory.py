@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache import layout, memory
-from featcache.memory import remembered_digests
+from featcache.cache import layout
+from featcache.common import memory
+from featcache.common.memory import remembered_digests
 
 Files = tuple[Path, list[str], Callable[[str], bytes], list[str]]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tuning import tiny
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from finetune.new_head import folded, replace_head, set_head
 from heads.head_run import fit_head
 from heads.predictors import ABSENT, LinearHead

@@ -16,9 +16,9 @@ import pytest
 import torch
 from conftest import BACKBONE, QUICK, draw
 
-from featcache import embed_command
-from featcache.images import decode
-from featcache.preprocessing import Preprocessing
+from featcache.commands import embed_command
+from featcache.sources.images import decode
+from featcache.sources.preprocessing import Preprocessing
 from heads import fit_head_command
 from heads.evidence.metrics import softmax
 from heads.kernel_heads import LandmarkHead, SupportVectorHead

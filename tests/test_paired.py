@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.evidence.paired import compare_runs, holm, mcnemar, paired_difference
 
 

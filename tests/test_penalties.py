@@ -14,7 +14,7 @@ from torch import Tensor
 from trained import ALL_RANDOM, HalfUsedModel, assert_same, stop_at, timeless
 from tuning import pictures, plan_for, quick, tiny, weights_of
 
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 from finetune.optimizers import make_optimizer
 from finetune.penalties import PullToStart, held_weights
 from finetune.plans import Plan

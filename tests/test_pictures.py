@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import images, pictures
-from featcache.layout import digest
+from featcache.cache import pictures
+from featcache.cache.layout import digest
+from featcache.sources import images
 
 #: By name: the content digest, the decoded shape.
 EXPECTED = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from featcache.errors import UsageError
+from featcache.common.errors import UsageError
 from finetune.planning import make_plan
 from finetune.plans import Plan
 

@@ -12,7 +12,7 @@ import torch
 from conftest import BACKBONE
 from serving import Served, edited
 
-from featcache.backbones import load_backbone
+from featcache.models.backbones import load_backbone
 from heads.run_canary import read_canary, write_canary
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads import nearest as nearest_module
 from heads import predictors
 from heads.kernel_heads import LandmarkHead, SupportVectorHead, rbf

@@ -13,13 +13,14 @@ from torchvision.models import get_model_weights
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transform
 
-from featcache import backbones, layout
-from featcache import preprocessing as preprocessing_module
-from featcache.augmentation import Augmentation
-from featcache.backbones import load_backbone
-from featcache.errors import UsageError
-from featcache.images import decode
-from featcache.preprocessing import RESIZES, Preprocessing
+from featcache.cache import layout
+from featcache.common.errors import UsageError
+from featcache.models import backbones
+from featcache.models.backbones import load_backbone
+from featcache.sources import preprocessing as preprocessing_module
+from featcache.sources.augmentation import Augmentation
+from featcache.sources.images import decode
+from featcache.sources.preprocessing import RESIZES, Preprocessing
 
 
 @pytest.fixture(scope="module")

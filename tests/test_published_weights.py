@@ -15,8 +15,8 @@ from torchvision.models import DenseNet, MNASNet, VisionTransformer, densenet, g
 from torchvision.models.densenet import _DenseLayer
 from torchvision.models.vision_transformer import MLPBlock
 
-from featcache import weights
-from featcache.errors import UserError
+from featcache.common.errors import UserError
+from featcache.models import weights
 
 MODELS = list_models(module=torchvision.models)
 AFFECTED = [name for name in MODELS if name.startswith(("densenet", "mnasnet", "vit_"))]

@@ -22,14 +22,15 @@ from conftest import BACKBONE
 from forking import GO_ON, Forked, embed_slowly, fork_command, fork_ranks
 from making import contents, rows_that_count, wait_for_rows
 
-from featcache import embed_command, locks
-from featcache.builder import CacheBuilder
-from featcache.cache import Cache
-from featcache.canary import Canary
-from featcache.embedding import Embedding
-from featcache.errors import CacheError, UserError
-from featcache.ranks import ALONE, Ranks
-from featcache.shares import share_of
+from featcache.build.builder import CacheBuilder
+from featcache.build.shares import share_of
+from featcache.cache.cache import Cache
+from featcache.cache.canary import Canary
+from featcache.commands import embed_command
+from featcache.common import locks
+from featcache.common.errors import CacheError, UserError
+from featcache.common.ranks import ALONE, Ranks
+from featcache.embedding.embedding import Embedding
 
 Run = Callable[..., tuple[int, str, str]]
 Process = subprocess.Popen[str] | Forked

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tuning import CPU, TensorSource, pictures, plan_for, quick, tiny, torchvision_model, weights_of
 
-from featcache.errors import UserError
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.models.stages import StagedModel
 from finetune import rate_finder
 from finetune.plans import Plan
 from finetune.plots import draw_rates

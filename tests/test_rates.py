@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from featcache.errors import UsageError
+from featcache.common.errors import UsageError
 from finetune.optimizers import set_rates
 from finetune.rates import rate_factor
 from finetune.settings import Schedule, Settings

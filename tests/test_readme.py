@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from featcache.cache import Cache
-from featcache.named_sets import NAMES
+from featcache.cache.cache import Cache
+from featcache.sources.named_sets import NAMES
 from heads.classifiers import CLASSIFIERS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-FORMAT = (ROOT / "featcache" / "FORMAT.md").read_text()
+FORMAT = (ROOT / "featcache" / "cache" / "FORMAT.md").read_text()
 
 
 def examples(text: str) -> list[str]:

@@ -19,8 +19,8 @@ from browsing import probed
 from comparing import HOSTILE, compared_pictures
 from conftest import BACKBONE
 
-from featcache.cache import Cache
-from featcache.errors import UsageError, UserError
+from featcache.cache.cache import Cache
+from featcache.common.errors import UsageError, UserError
 from finetune.comparison import report
 from finetune.comparison.page.drawn_runs import read_finished
 from finetune.comparison.page.embedding_map import map_picture

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from making import Stop
 
-from featcache.errors import UserError
-from featcache.locks import lock_now
+from featcache.common.errors import UserError
+from featcache.common.locks import lock_now
 from heads.serving import resumable_file
 from heads.serving.resumable_file import ResumableFile, check_unchanged, resumed
 

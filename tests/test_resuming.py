@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from making import assert_equal_to_a_fresh_build, numbered, stopped, with_other_weights
 
-from featcache import images
-from featcache.backbones import Backbone
-from featcache.cache import Cache
-from featcache.embedding import Embedding
-from featcache.errors import UserError
-from featcache.locks import partial_path
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
+from featcache.common.locks import partial_path
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone
+from featcache.sources import images
 
 Embed = Callable[..., Embedding]
 

@@ -12,14 +12,14 @@ import torch
 from conftest import draw
 from making import assert_equal_to_a_fresh_build, numbered, with_other_weights
 
-from featcache import embedding as embedding_module
-from featcache.backbones import Backbone
-from featcache.datasets import load_dataset
-from featcache.embedding import Embedding
-from featcache.errors import CacheError
-from featcache.locks import partial_path
-from featcache.passes import TrunkPasses
-from featcache.subset import Subset
+from featcache.common.errors import CacheError
+from featcache.common.locks import partial_path
+from featcache.embedding import embedding as embedding_module
+from featcache.embedding.embedding import Embedding
+from featcache.embedding.passes import TrunkPasses
+from featcache.models.backbones import Backbone
+from featcache.sources.datasets import load_dataset
+from featcache.tables.subset import Subset
 
 Embed = Callable[..., Embedding]
 
@@ -156,7 +156,7 @@ def test_two_hosts_build_privately_and_either_result_stands(
         if not paths:
             paths.append(None)
             with monkeypatch.context() as there:
-                there.setattr("featcache.locks.host", lambda: "0badc0de")
+                there.setattr("featcache.common.locks.host", lambda: "0badc0de")
                 paths.append(embed_blocks(numbered(np.arange(40))).run().cache.path)
 
     cache = work.run(on_progress=meanwhile).cache

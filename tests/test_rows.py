@@ -10,11 +10,11 @@ import pytest
 from making import flip
 from row_checks import VIEWS, Embed, MakeFolder, assert_same, by_id
 
-from featcache import layout
-from featcache.cache import Cache
-from featcache.datasets import ArrayImages, ImageDataset, Split
-from featcache.errors import CacheError, UsageError, UserError
-from featcache.subset import Subset
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.common.errors import CacheError, UsageError, UserError
+from featcache.sources.datasets import ArrayImages, ImageDataset, Split
+from featcache.tables.subset import Subset
 from heads.cached_features import CachedFeatures
 from heads.features import ArrayFeatures
 from heads.joined_features import StackedFeatures

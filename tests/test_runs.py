@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_predictors import C, make_heads
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.runs import peak_rss_mb, read_run, reset_peak_rss, write_run
 from heads.saved import load_head
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_predictors import features, make_heads
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.saved import KINDS, load_head, save_head
 
 META = {"method": "logreg", "class_names": ["ant", "bee", "Käfer"], "encoder": {"cut": 5, "mean": [0.5, 0.25]}}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from selecting import SMALL_PROBE, Digits, ridge, use
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.classifiers import LogReg
 from heads.closed_form import ClosedForm
 from heads.linear_probe import Member

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from selecting import N_TRAIN, SMALL_PROBE, Bounded, Digits, ridge, use
 
-from featcache.errors import UsageError, UserError
+from featcache.common.errors import UsageError, UserError
 from heads.classifiers import CLASSIFIERS, NAMES
 from heads.evidence.metrics import log_loss
 from heads.features import ArrayFeatures

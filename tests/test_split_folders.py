@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.datasets import load_dataset
-from featcache.errors import UserError
+from featcache.common.errors import UserError
+from featcache.sources.datasets import load_dataset
 
 CLASSES = ("cat", "dog")
 

@@ -13,11 +13,11 @@ import torch
 from making import flip
 from torch.utils.data import DataLoader
 
-from featcache import torch_data
-from featcache.cache import Cache
-from featcache.embedding import Embedding
-from featcache.errors import CacheError, UserError
-from featcache.tables import COLUMNS, columns
+from featcache.cache import torch_data
+from featcache.cache.cache import Cache
+from featcache.cache.tables import COLUMNS, columns
+from featcache.common.errors import CacheError, UserError
+from featcache.embedding.embedding import Embedding
 
 Embed = Callable[..., Embedding]
 

@@ -11,8 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from featcache.errors import UsageError, UserError
-from featcache.stages import StagedModel
+from featcache.common.errors import UsageError, UserError
+from featcache.models.stages import StagedModel
 
 #: A model of each family, the side of its images, the length of its feature, and how many stages to expect.
 FAMILIES = [

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.errors import UsageError, UserError
-from featcache.subset import Subset, carve
+from featcache.common.errors import UsageError, UserError
+from featcache.tables.subset import Subset, carve
 
 NAMES = ("ant", "bee", "cat")
 LABELS = {"train": np.tile([0, 1, 2], 10), "test": np.array([2, 1, 0, -1])}

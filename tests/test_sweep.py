@@ -9,7 +9,7 @@ import sys
 import pytest
 from threadpoolctl import threadpool_info
 
-from featcache.errors import UsageError, UserError
+from featcache.common.errors import UsageError, UserError
 from heads.sweep import Workers, sweep
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trained import HalfUsedModel
 from tuning import plan_for, quick, tiny, weights_of
 
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 from finetune import state, training
 from finetune.optimizers import make_optimizer
 from finetune.plans import Plan

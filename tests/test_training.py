@@ -13,8 +13,8 @@ from torch import Tensor
 from trained import ALL_RANDOM, assert_same, timeless
 from tuning import pictures, plan_for, quick, tiny, weights_of
 
-from featcache.errors import UserError
-from featcache.stages import StagedModel
+from featcache.common.errors import UserError
+from featcache.models.stages import StagedModel
 from finetune.plans import Plan
 from finetune.rates import rate_factor
 from finetune.share import WHOLE, Share

@@ -15,10 +15,10 @@ from trained import timeless
 from trunks import CPU, SGD, chosen, headed, rows_of
 from tuning import plan_for
 
-from featcache.backbones import Backbone
-from featcache.cache import Cache, find_caches
-from featcache.embedding import Embedding
-from featcache.stages import StagedModel
+from featcache.cache.cache import Cache, find_caches
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import Backbone
+from featcache.models.stages import StagedModel
 from finetune.cached_rows import TuningRows, tuning_rows
 from finetune.forward import Forward, scores_of
 from finetune.image_source import ImageSource, Pictures

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from trunks import chosen, headed
 from tuning import plan_for
 
-from featcache.cache import Cache
-from featcache.errors import UsageError
-from featcache.stages import StagedModel
+from featcache.cache.cache import Cache
+from featcache.common.errors import UsageError
+from featcache.models.stages import StagedModel
 from finetune import trunk_choice
 from finetune.trunk_cost import TrunkCost
 

@@ -13,9 +13,9 @@ import torch
 import torchvision
 from conftest import BACKBONE, QUICK, draw
 
-from featcache.backbones import load_backbone
-from featcache.cache import find_caches
-from featcache.errors import UserError
+from featcache.cache.cache import find_caches
+from featcache.common.errors import UserError
+from featcache.models.backbones import load_backbone
 from heads.rows import load_rows
 from heads.runs import read_run
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tuning import digits, plan_for, quick, torchvision_model
 
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 from finetune.comparison.starting import Start
 from finetune.thawing import count_parameters
 

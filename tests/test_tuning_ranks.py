@@ -21,11 +21,11 @@ from test_ranks import ROOT, pid_of_rank, start
 from torch import Tensor, nn
 from tuning import pictures, plan_for, tiny
 
-from featcache.backbones import load_backbone
-from featcache.cache import Cache, find_caches
-from featcache.errors import UserError
-from featcache.ranks import Ranks
-from featcache.stages import StagedModel
+from featcache.cache.cache import Cache, find_caches
+from featcache.common.errors import UserError
+from featcache.common.ranks import Ranks
+from featcache.models.backbones import load_backbone
+from featcache.models.stages import StagedModel
 from finetune.image_augmentation import Chance, augmented
 from finetune.mixing import mixed
 from finetune.share import Share

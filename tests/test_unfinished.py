@@ -18,7 +18,7 @@ import pytest
 from conftest import QUICK
 from forking import fork_command
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from finetune import publishing, training
 from finetune.unfinished import WorkFolder, work_folder
 from heads.run_canary import write_canary

@@ -10,10 +10,10 @@ import pytest
 import torch
 from making import noise
 
-from featcache import verdict
-from featcache.embedding import Embedding
-from featcache.filling import Filled
-from featcache.verdict import STEPS, judge
+from featcache.embedding import verdict
+from featcache.embedding.embedding import Embedding
+from featcache.embedding.filling import Filled
+from featcache.embedding.verdict import STEPS, judge
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torchvision
 
-from featcache import weights
-from featcache.backbones import load_backbone
-from featcache.errors import UsageError, UserError
+from featcache.common.errors import UsageError, UserError
+from featcache.models import weights
+from featcache.models.backbones import load_backbone
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from featcache.backbones import Backbone
-from featcache.cache import Cache
+from featcache.cache.cache import Cache
+from featcache.models.backbones import Backbone
 from finetune.cached_rows import backbone_of
 from finetune.new_head import replace_head
 from finetune.plans import Plan

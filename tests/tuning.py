@@ -13,7 +13,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from featcache.stages import StagedModel
+from featcache.models.stages import StagedModel
 from finetune.new_head import replace_head
 from finetune.planning import make_plan
 from finetune.plans import Plan

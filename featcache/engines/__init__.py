@@ -1,1 +1,1 @@
-"""How a trunk runs: engines, what they cost in fidelity, and which of them is worth its set-up."""
+"""How a backbone is run: eager, compiled or by OpenVINO, checked against eager in float32."""

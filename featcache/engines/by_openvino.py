@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from featcache import layout, memory
-from featcache.cache import Cache
+from featcache.build.reuse import count_known
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.common import memory
+from featcache.common.errors import CacheError, UserError
+from featcache.common.locks import partial_path
+from featcache.common.machine import device_name, fast_precision, versions
 from featcache.engines.gate import Gate, Prepared
 from featcache.engines.preparing import ENGINES, INT8, unavailable
-from featcache.errors import CacheError, UserError
-from featcache.locks import partial_path
-from featcache.machine import device_name, fast_precision, versions
-from featcache.reuse import count_known
 
 if TYPE_CHECKING:
-    from featcache.embedding import Embedding
+    from featcache.embedding.embedding import Embedding
 
 #: Until this machine has measured its own: seconds of set-up, and the rate as a multiple of eager's.
 GUESSES = {"eager": (0.0, 1.0), "openvino": (8.0, 2.0), "compile": (30.0, 1.3)}

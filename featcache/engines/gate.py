@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featcache.common.errors import UserError
 from featcache.engines.fidelity import Fidelity, compare
 from featcache.engines.preparing import Forward, prepare
-from featcache.errors import UserError
 
 if TYPE_CHECKING:
-    from featcache.embedding import Embedding
+    from featcache.embedding.embedding import Embedding
 
 #: Images that pass through an engine and through the reference.
 IMAGES = 16

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featcache.common.errors import UsageError, UserError, missing_extra
+from featcache.common.machine import full_fp32
 from featcache.engines.folding import cast, folded
-from featcache.errors import UsageError, UserError, missing_extra
-from featcache.machine import full_fp32
-from featcache.preprocessing import Preprocessing
+from featcache.sources.preprocessing import Preprocessing
 
 ENGINES = ("eager", "compile", "openvino")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Parser, add_subset_flags, names, new_parser, numbers
-from featcache.errors import UsageError
+from featcache.commands.command_line import Parser, add_subset_flags, names, new_parser, numbers
+from featcache.common.errors import UsageError
 from heads.excluding_command import add_exclude_flag
 
 if TYPE_CHECKING:

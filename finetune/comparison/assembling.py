@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import UserError
-from featcache.files import one_line
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 from finetune.comparison.differences import differences_of
 from finetune.comparison.groups import Finished, finished, group
 from finetune.comparison.results import Cell, Comparison

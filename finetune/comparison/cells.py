@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache import layout
-from featcache.cache import Cache
-from featcache.disk import other_name_note
-from featcache.errors import UserError
-from featcache.files import one_line
-from featcache.subset import Subset
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.common.disk import other_name_note
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
+from featcache.tables.subset import Subset
 from finetune.comparison.methods import LP_HEAD, Method, method_of
 from finetune.comparison.results import Cell
 from heads.exclusion import Exclusion
@@ -185,6 +185,6 @@ def _head_device(plan: CellPlan) -> str:
     asked = plan.place.device
     if asked == "cpu" or (asked == "auto" and plan.method.what not in ("linear", "mlp")):
         return asked
-    from featcache.machine import choose_device
+    from featcache.common.machine import choose_device
 
     return str(choose_device(asked))

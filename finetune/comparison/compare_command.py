@@ -12,12 +12,12 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Console, run
-from featcache.errors import UsageError
+from featcache.commands.command_line import Console, run
+from featcache.common.errors import UsageError
 from finetune.comparison.asked_command import Asked, asked, check_name, embed_words, new_compare_parser
 
 if TYPE_CHECKING:
-    from featcache.cache import Cache
+    from featcache.cache.cache import Cache
     from finetune.comparison.cells import CellPlan
     from finetune.comparison.methods import Method
     from finetune.comparison.results import Cell, Comparison
@@ -52,7 +52,7 @@ def _list_recipes(console: Console) -> dict[str, Any]:
 
 
 def _of_runs(arguments: argparse.Namespace, console: Console) -> Comparison:
-    from featcache import layout
+    from featcache.cache import layout
     from finetune.comparison.assembling import assemble
     from finetune.comparison.finished_runs import cells_of_runs
 
@@ -84,8 +84,8 @@ def _of_runs(arguments: argparse.Namespace, console: Console) -> Comparison:
 
 
 def _run(arguments: argparse.Namespace, console: Console, command: str) -> Comparison:
-    from featcache import layout
-    from featcache.machine import keep_freed_memory
+    from featcache.cache import layout
+    from featcache.common.machine import keep_freed_memory
     from finetune.comparison.assembling import assemble
     from finetune.comparison.cells import Place, plan_cells
     from heads.excluding_command import exclusion_of
@@ -129,8 +129,8 @@ def _embedded(
     wanted: Asked, arguments: argparse.Namespace, console: Console
 ) -> Mapping[str, list[tuple[Method, Cache]]]:
     """The methods of each backbone, each with the cache of its features, made now where it is not there."""
-    from featcache.cache import Cache
-    from featcache.embed_command import embed, embed_parser
+    from featcache.cache.cache import Cache
+    from featcache.commands.embed_command import embed, embed_parser
 
     found: dict[str, list[tuple[Method, Cache]]] = {}
     made: dict[tuple[str, ...], Cache] = {}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import UsageError
+from featcache.common.errors import UsageError
 from finetune.comparison.results import Cell
 from heads.comparing import find_run
 from heads.runs import read_run

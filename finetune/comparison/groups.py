@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache import layout
+from featcache.cache import layout
 from finetune.comparison.methods import Strategy, strategy_of
 from finetune.comparison.results import Cell, Kind, largest_common_fraction
 from heads.comparing import is_of_best_epoch

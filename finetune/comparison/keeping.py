@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.disk import explained, sync_folder
-from featcache.errors import UserError
-from featcache.files import one_line
+from featcache.common.disk import explained, sync_folder
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 from finetune.comparison.results import (
     SCHEMA,
     Cell,

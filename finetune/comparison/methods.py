@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from featcache.errors import UsageError, one_of
+from featcache.common.errors import UsageError, one_of
 from finetune.comparison.results import Kind
 from finetune.settings import Settings
 from heads.classifiers import NAMES

@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import UsageError, UserError, one_of
-from featcache.files import one_line, open_regular, size_of
+from featcache.common.errors import UsageError, UserError, one_of
+from featcache.common.files import one_line, open_regular, size_of
 from finetune.comparison.methods import TRAINING_KEYS, Method, method_of
 
 if sys.version_info >= (3, 11):
@@ -44,7 +44,7 @@ class Recipe:
         dataset, backbones, seeds, fractions, val_fraction, image_size, resize: as the flags of ``bin/compare``.
         methods: what is to be fitted, each as (name, what, its own settings).
         training: settings of all fine-tuning methods, by the names of ``bin/finetune``'s flags.
-        rows: keyword arguments of `featcache.subset.Subset`.
+        rows: keyword arguments of `featcache.tables.subset.Subset`.
     """
 
     name: str

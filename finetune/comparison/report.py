@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.disk import explained, sync_folder
-from featcache.errors import missing_extra
+from featcache.common.disk import explained, sync_folder
+from featcache.common.errors import missing_extra
 from finetune.comparison.page.sections import Shown, facts_of, sections_of
 from finetune.comparison.results import Comparison
 

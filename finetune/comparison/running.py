@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
-from featcache.errors import UserError
-from featcache.files import one_line
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 from finetune.comparison.cells import CellPlan
 from finetune.comparison.results import LEFT_OUT, Cell
 from heads.publishing import HeadPiece, fit_and_publish

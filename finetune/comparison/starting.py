@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from featcache.backbones import Backbone
-from featcache.errors import UsageError
-from featcache.machine import choose_device, fast_precision
+from featcache.common.errors import UsageError
+from featcache.common.machine import choose_device, fast_precision
+from featcache.models.backbones import Backbone
 from finetune.cached_rows import backbone_of
 from finetune.comparison.cells import CellPlan
 from finetune.interpolation import overwrite

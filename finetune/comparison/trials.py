@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.errors import UserError
-from featcache.files import one_line
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 from finetune.cached_rows import TuningRows
 from finetune.comparison.starting import Start
 from finetune.plans import Plan

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from featcache import layout
-from featcache.embed_command import default_workers
-from featcache.errors import UserError
-from featcache.files import one_line
-from featcache.origin import original_dataset
+from featcache.cache import layout
+from featcache.commands.embed_command import default_workers
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
+from featcache.maintenance.origin import original_dataset
 from finetune.cached_rows import TuningRows, tuning_rows
 from finetune.comparison.cells import CellPlan
 from finetune.comparison.methods import AUTO, RATE_FACTORS

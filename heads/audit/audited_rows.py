@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache import layout
-from featcache.cache import Cache
-from featcache.errors import UserError
+from featcache.cache import layout
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
 from heads.cached_features import features_of
 from heads.features import Features
 from heads.joined_features import stacked

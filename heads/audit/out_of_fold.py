@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.classifiers import CLASSIFIERS
 from heads.evidence.metrics import log_loss, softmax
 from heads.features import Features

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from featcache.errors import missing_extra
-from featcache.images import Pixels
-from featcache.printable import printable
+from featcache.common.errors import missing_extra
+from featcache.common.printable import printable
+from featcache.sources.images import Pixels
 from heads.audit.audit import Audit
 from heads.audit.findings import KINDS, Finding
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from heads.predictors import ABSENT, Doubles, Scores
 from heads.standardization import Labels
 

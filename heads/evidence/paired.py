@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 
 Hits = NDArray[np.bool_]
 Verdict = Literal["better", "worse", "no significant difference"]

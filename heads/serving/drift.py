@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featcache.cache import Cache
-from featcache.canary import Canary, compare, stored_canary
-from featcache.errors import CacheError, UserError
-from featcache.files import one_line
-from featcache.machine import versions
+from featcache.cache.cache import Cache
+from featcache.cache.canary import Canary, compare, stored_canary
+from featcache.common.errors import CacheError, UserError
+from featcache.common.files import one_line
+from featcache.common.machine import versions
 from heads.run_canary import read_canary
 from heads.serving.loaded_run import LoadedRun
 

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Console, Parser, new_parser, run
-from featcache.disk import other_name_note
+from featcache.commands.command_line import Console, Parser, new_parser, run
+from featcache.common.disk import other_name_note
 
 if TYPE_CHECKING:
     from heads.serving.exporting import Exported

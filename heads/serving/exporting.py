@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.disk import explained, give_name, removed_on_failure, sync_file
-from featcache.errors import UsageError, UserError, missing_extra
+from featcache.common.disk import explained, give_name, removed_on_failure, sync_file
+from featcache.common.errors import UsageError, UserError, missing_extra
 from heads.serving import graph, onnx_file, torch_file, weights_file
 from heads.serving.description import as_texts, description
 from heads.serving.inputs import Inputs

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from featcache.errors import UserError
-from featcache.preprocessing import Preprocessing
+from featcache.common.errors import UserError
+from featcache.sources.preprocessing import Preprocessing
 
 #: An int, or where a graph is made a torch.SymInt, whose arithmetic has no types.
 Length: TypeAlias = Any

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from featcache.errors import UserError
-from featcache.files import one_line
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 from heads.serving.servable import Servable
 
 #: The largest side of an image that a graph with preprocessing takes.

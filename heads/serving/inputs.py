@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from featcache.errors import UsageError, UserError
-from featcache.folders import ImageLister, LeftOut
+from featcache.common.errors import UsageError, UserError
+from featcache.sources.folders import ImageLister, LeftOut
 
 #: What stands for the list of paths.
 LIST = "-"

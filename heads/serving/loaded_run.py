@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache import layout
-from featcache.backbones import Backbone
-from featcache.embedding import Embedding
-from featcache.errors import UserError
-from featcache.files import one_line
-from featcache.rebuilding import rebuilt
+from featcache.cache import layout
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
+from featcache.embedding.embedding import Embedding
+from featcache.embedding.rebuilding import rebuilt
+from featcache.models.backbones import Backbone
 from heads.cached_features import pooled
 from heads.features import ArrayFeatures
 from heads.fitting import averaged_scores
@@ -96,7 +96,7 @@ class LoadedRun:
 
         Args:
             images: for each of ``serving`` the same images, (n, V, 1 or 3, S, S) uint8 as
-                ``featcache.batches.read_views`` gives them; n is at most its ``group_rows``.
+                ``featcache.sources.batches.read_views`` gives them; n is at most its ``group_rows``.
 
         Returns:
             Features (n, D), or (n, V, D) where there are views, rounded as a cache stores them, and which rows, (n,),

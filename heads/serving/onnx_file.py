@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from featcache.errors import UserError
-from featcache.files import one_line
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
 
 #: The first set of operators whose Resize knows antialiasing.
 OPSET = 18

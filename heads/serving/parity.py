@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featcache import pictures
-from featcache.errors import UserError
-from featcache.images import DamagedImageError, Pixels, decode
-from featcache.images import read as read_file
+from featcache.cache import pictures
+from featcache.common.errors import UserError
+from featcache.sources.images import DamagedImageError, Pixels, decode
+from featcache.sources.images import read as read_file
 from heads.predictors import Doubles
 from heads.serving.loaded_run import LoadedRun
 from heads.serving.servable import Servable

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.command_line import Console, Parser, new_parser, numbers, run
-from featcache.errors import UsageError, UserError
+from featcache.commands.command_line import Console, Parser, new_parser, numbers, run
+from featcache.common.errors import UsageError, UserError
 from heads.serving.predictions import FORMATS
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _loaded(
     folder: Path, record: Mapping[str, Any], arguments: argparse.Namespace, console: Console
 ) -> tuple[LoadedRun, Predicting]:
     """The run with its engines set up and its canary compared, and what is asked of it."""
-    from featcache.machine import choose_device, device_name, keep_freed_memory, n_cores
+    from featcache.common.machine import choose_device, device_name, keep_freed_memory, n_cores
     from heads.serving.drift import refuse_drift
     from heads.serving.loaded_run import load_run
     from heads.serving.predicting import Predicting

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from featcache.printable import printable
+from featcache.common.printable import printable
 
 FORMATS = ("csv", "jsonl", "table")
 

@@ -17,10 +17,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from featcache import layout
-from featcache.disk import explained, sync_folder
-from featcache.errors import UserError
-from featcache.locks import lock_now
+from featcache.cache import layout
+from featcache.common.disk import explained, sync_folder
+from featcache.common.errors import UserError
+from featcache.common.locks import lock_now
 from heads.plain_data import read_object
 
 _FORMAT, _VERSION = "featcache-predictions", 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from featcache.preprocessing import Preprocessing
+from featcache.sources.preprocessing import Preprocessing
 from heads.cached_features import positions
 from heads.serving.fitting_graph import Fitting
 from heads.serving.head_layers import head_layers

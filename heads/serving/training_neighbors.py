@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featcache.cache import Cache, find_caches
-from featcache.errors import CacheError, UsageError, UserError
-from featcache.files import one_line
-from featcache.subset import Subset
+from featcache.cache.cache import Cache, find_caches
+from featcache.common.errors import CacheError, UsageError, UserError
+from featcache.common.files import one_line
+from featcache.tables.subset import Subset
 from heads.features import Features
 from heads.nearest import nearest
 from heads.neighbors import normalized

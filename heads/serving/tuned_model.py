@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from featcache.backbones import load_backbone
-from featcache.datasets import ImageDataset
-from featcache.embedding import Embedding
+from featcache.common.errors import UserError
+from featcache.common.files import one_line
+from featcache.embedding.embedding import Embedding
 from featcache.engines.preparing import PRECISIONS
-from featcache.errors import UserError
-from featcache.files import one_line
-from featcache.upkeep.differences import differing_fields
+from featcache.maintenance.differences import differing_fields
+from featcache.models.backbones import load_backbone
+from featcache.sources.datasets import ImageDataset
 from heads.predictors import LinearHead
 
 

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from featcache.backbones import OFFLINE_BACKBONE
-from featcache.errors import UserError
-from featcache.preprocessing import Preprocessing
-from featcache.weights import load_into
+from featcache.common.errors import UserError
+from featcache.models.backbones import OFFLINE_BACKBONE
+from featcache.models.weights import load_into
+from featcache.sources.preprocessing import Preprocessing
 from heads.predictors import LinearHead, MLPHead
 from heads.serving.head_layers import head_layers
 from heads.serving.loaded_run import LoadedRun

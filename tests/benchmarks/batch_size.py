@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from featcache.backbones import load_backbone
-from featcache.datasets import load_dataset
-from featcache.embedding import Embedding
-from featcache.machine import keep_freed_memory
-from featcache.subset import Subset
+from featcache.common.machine import keep_freed_memory
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import load_backbone
+from featcache.sources.datasets import load_dataset
+from featcache.tables.subset import Subset
 
 ROUNDS = 5
 BATCH_SIZES = (64, 32, 16, 8)

@@ -21,10 +21,10 @@ import h5py
 import numpy as np
 import torch
 
-from featcache.builder import CacheBuilder
-from featcache.cache import Cache
-from featcache.canary import Canary
-from featcache.plan import Plan, PlannedRows
+from featcache.build.builder import CacheBuilder
+from featcache.build.plan import Plan, PlannedRows
+from featcache.cache.cache import Cache
+from featcache.cache.canary import Canary
 
 MAP_SHAPE = (256, 14, 14)
 

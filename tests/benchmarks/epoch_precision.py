@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trunk_epochs import CACHED, FULL, PLANS, drawn, epoch, prepared
 
-from featcache.machine import choose_device, device_name, keep_freed_memory
+from featcache.common.machine import choose_device, device_name, keep_freed_memory
 from finetune.settings import Settings
 
 

@@ -16,8 +16,8 @@ from itertools import product
 import torch
 import torch.nn.functional as F  # noqa: N812  as everyone calls it
 
-from featcache.backbones import load_backbone
-from featcache.machine import choose_device, device_name
+from featcache.common.machine import choose_device, device_name
+from featcache.models.backbones import load_backbone
 from finetune.forward import autocast
 
 

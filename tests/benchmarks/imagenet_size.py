@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.subset import carve
+from featcache.tables.subset import carve
 from heads.classifiers import CLASSIFIERS
 from heads.features import Features
 from heads.fitting import Folds

@@ -24,10 +24,10 @@ from PIL import Image
 from torchvision.models import get_model_weights
 from torchvision.transforms import v2
 
-from featcache.backbones import load_backbone
-from featcache.batches import BatchReader
-from featcache.datasets import ArrayImages, FileImages, Images
-from featcache.preprocessing import Preprocessing
+from featcache.models.backbones import load_backbone
+from featcache.sources.batches import BatchReader
+from featcache.sources.datasets import ArrayImages, FileImages, Images
+from featcache.sources.preprocessing import Preprocessing
 
 BATCH = 64
 

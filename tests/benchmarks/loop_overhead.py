@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from featcache.backbones import load_backbone
-from featcache.machine import choose_device, device_name, keep_freed_memory
-from featcache.stages import StagedModel
+from featcache.common.machine import choose_device, device_name, keep_freed_memory
+from featcache.models.backbones import load_backbone
+from featcache.models.stages import StagedModel
 from finetune.changes import MEASURED_STEPS, GradientNorms
 from finetune.new_head import replace_head
 from finetune.planning import make_plan

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from featcache.backbones import load_backbone
+from featcache.models.backbones import load_backbone
 from finetune.comparison import compare_command
 
 SIDE = 32

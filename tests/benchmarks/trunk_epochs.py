@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from featcache.backbones import load_backbone
-from featcache.datasets import load_dataset
-from featcache.embedding import Embedding
-from featcache.machine import choose_device, device_name, keep_freed_memory
-from featcache.stages import StagedModel
-from featcache.subset import Subset
+from featcache.common.machine import choose_device, device_name, keep_freed_memory
+from featcache.embedding.embedding import Embedding
+from featcache.models.backbones import load_backbone
+from featcache.models.stages import StagedModel
+from featcache.sources.datasets import load_dataset
+from featcache.tables.subset import Subset
 from finetune import image_source
 from finetune.image_source import ImageSource, Pictures
 from finetune.map_source import CachedMaps, MapSource

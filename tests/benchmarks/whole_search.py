@@ -24,8 +24,8 @@ import json, sys, warnings
 import numpy as np
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.preprocessing import StandardScaler
-from featcache.cache import Cache
-from featcache.subset import carve
+from featcache.cache.cache import Cache
+from featcache.tables.subset import carve
 path, Cs = sys.argv[1], json.loads(sys.argv[2])
 cache = Cache.open(path)
 train, test = cache.splits["train"], cache.splits["test"]

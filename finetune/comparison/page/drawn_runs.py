@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.errors import UserError
+from featcache.common.errors import UserError
 from finetune.comparison.page.points import named
 from finetune.comparison.results import Cell, Comparison
 from heads.runs import Run, read_run

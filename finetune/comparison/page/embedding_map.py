@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from featcache.cache import Cache
-from featcache.errors import UserError, one_of
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError, one_of
 from finetune.comparison.page.style import MARKERS, Mark, Picture, Theme, legend_below, picture
 from finetune.comparison.page.words import short
 from heads.runs import Run

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from featcache.cache import Cache
-from featcache.images import Pixels
-from featcache.layout import OK
-from featcache.origin import OriginalImages
-from featcache.preprocessing import Preprocessing
+from featcache.cache.cache import Cache
+from featcache.cache.layout import OK
+from featcache.maintenance.origin import OriginalImages
+from featcache.sources.images import Pixels
+from featcache.sources.preprocessing import Preprocessing
 from finetune.comparison.page.words import short
 from heads.evidence.metrics import softmax
 from heads.runs import Run

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcache.cache import Cache
-from featcache.errors import UserError
+from featcache.cache.cache import Cache
+from featcache.common.errors import UserError
 from finetune.comparison.page.choice_charts import (
     confusion_picture,
     range_test_picture,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featcache.printable import printable
+from featcache.common.printable import printable
 
 NONE = "–"
 _MINUS = "−"

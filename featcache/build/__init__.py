@@ -1,0 +1,1 @@
+"""Writing a cache file: planned, allocated, filled block by block, resumed and sealed."""

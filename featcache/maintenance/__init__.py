@@ -1,0 +1,1 @@
+"""Looking after a folder of caches: list, verify, compare, export and delete."""

@@ -1,0 +1,1 @@
+"""Backbones: their stages, their weights, and cutting them at a stage."""

@@ -1,0 +1,1 @@
+"""Which rows: subsets and splits of a data set."""

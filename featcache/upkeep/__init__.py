@@ -1,1 +1,0 @@
-"""What ``bin/cache`` does: caches and their files in; lists, findings, copies and clean folders out."""
