@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.cache.cache import Cache, find_caches
+    from featcache.cache.cache_file import Cache, find_caches
     from featcache.common.errors import CacheError, UsageError, UserError
     from featcache.embedding.embedder import Embedder
-    from featcache.embedding.embedding import Embedding
+    from featcache.embedding.job import Embedding
     from featcache.models.backbones import Backbone, load_backbone
     from featcache.models.stages import Stage, StagedModel
-    from featcache.sources.datasets import ImageDataset, load_dataset
+    from featcache.sources.image_sets import ImageDataset, load_dataset
     from featcache.sources.preprocessing import Preprocessing
     from featcache.tables.subset import Subset
 
@@ -24,12 +24,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Backbone": "models.backbones",
     "load_backbone": "models.backbones",
-    "Cache": "cache.cache",
-    "find_caches": "cache.cache",
-    "ImageDataset": "sources.datasets",
-    "load_dataset": "sources.datasets",
+    "Cache": "cache.cache_file",
+    "find_caches": "cache.cache_file",
+    "ImageDataset": "sources.image_sets",
+    "load_dataset": "sources.image_sets",
     "Embedder": "embedding.embedder",
-    "Embedding": "embedding.embedding",
+    "Embedding": "embedding.job",
     "CacheError": "common.errors",
     "UsageError": "common.errors",
     "UserError": "common.errors",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.commands.command_line import Console, Parser, add_subset_flags, names, new_parser, subset_of
+from featcache.commands.console import Console, Parser, add_subset_flags, names, new_parser, subset_of
 from featcache.common.errors import CacheError, UsageError
 from finetune.forgetting_command import add_forgetting_flags, check_forgetting_flags, forgetting_settings
 from heads.excluding_command import add_exclude_flag, exclusion_of
@@ -14,7 +14,7 @@ from heads.excluding_command import add_exclude_flag, exclusion_of
 if TYPE_CHECKING:
     import torch
 
-    from featcache.cache.cache import Cache
+    from featcache.cache.cache_file import Cache
     from featcache.models.stages import StagedModel
     from finetune.plans import Plan
     from finetune.settings import Settings
@@ -133,7 +133,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
 
 def cache_of(arguments: argparse.Namespace, console: Console) -> Cache:
     """The cache that was named, or the newest that matches, of maps or vectors. Raises CacheError for none."""
-    from featcache.cache.cache import Cache, find_caches
+    from featcache.cache.cache_file import Cache, find_caches
     from heads.asked_command import asked_dataset, found_instead, tell_passed_over
 
     wanted = {**asked_dataset(arguments.dataset), "backbone": arguments.backbone}

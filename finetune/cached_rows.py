@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from featcache.cache.cache import Cache
-from featcache.cache.layout import DIGEST_SIZE
+from featcache.cache.cache_file import Cache
+from featcache.cache.file_format import DIGEST_SIZE
 from featcache.common.errors import CacheError, UserError
-from featcache.maintenance.origin import OriginalImages, origin_of
+from featcache.maintenance.image_provenance import OriginalImages, origin_of
 from featcache.models.backbones import Backbone, load_backbone
-from featcache.sources.datasets import ImageDataset
+from featcache.sources.image_sets import ImageDataset
 from featcache.sources.preprocessing import Preprocessing
 from finetune.image_source import ImageSource, Pictures
 from finetune.settings import Augment

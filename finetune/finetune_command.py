@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from featcache.commands.command_line import Console, run
+from featcache.commands.console import Console, run
 from featcache.common.disk import other_name_note
 from featcache.common.errors import UserError
 from featcache.common.files import one_line

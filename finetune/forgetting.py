@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError
 from featcache.common.ranks import ALONE, Ranks
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
-from featcache.models.tuned_weights import MODEL_FILE
+from featcache.models.finetuned_weights import MODEL_FILE
 from featcache.models.weights import sha256
-from featcache.sources.datasets import ImageDataset
+from featcache.sources.image_sets import ImageDataset
 from heads.evidence.paired import paired_difference
 from heads.head_run import fit_head
 from heads.recipe import Recipe

@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from featcache.commands.command_line import Parser, limits, names
+from featcache.commands.console import Parser, limits, names
 from featcache.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from featcache.cache.cache import Cache
+    from featcache.cache.cache_file import Cache
     from featcache.models.backbones import Backbone
-    from featcache.sources.datasets import ImageDataset
+    from featcache.sources.image_sets import ImageDataset
     from finetune.forgetting import Scored
     from finetune.job_command import Job
     from finetune.rehearsal import Rehearsed
@@ -112,8 +112,8 @@ def forgetting_table(told: Mapping[str, Any]) -> tuple[str, tuple[str, ...], lis
 
 def _other_set(job: Job, name: str, limit: Mapping[str, int] | None) -> ImageDataset:
     """Another data set, found as the cache's own; the same rows whatever the run's seed, so that caches serve again."""
-    from featcache.maintenance.origin import origin_of
-    from featcache.sources.datasets import load_dataset
+    from featcache.maintenance.image_provenance import origin_of
+    from featcache.sources.image_sets import load_dataset
     from featcache.tables.subset import Subset
 
     with job.ranks.in_turn():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featcache.common.errors import UserError
 from featcache.sources.batches import Batch, BatchReader
-from featcache.sources.datasets import Images
+from featcache.sources.image_sets import Images
 from featcache.sources.preprocessing import Preprocessing
 from finetune.image_augmentation import Chance, augmented
 from finetune.map_source import MapSource

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
-from featcache.commands.command_line import Console
-from featcache.commands.embed_command import default_workers
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
+from featcache.commands.console import Console
+from featcache.commands.embed import default_workers
 from featcache.common.machine import choose_device
 from featcache.common.ranks import ALONE, Ranks
-from featcache.maintenance.origin import original_dataset
+from featcache.maintenance.image_provenance import original_dataset
 from featcache.models.backbones import Backbone
-from featcache.sources.datasets import ImageDataset
+from featcache.sources.image_sets import ImageDataset
 from finetune.asked_command import plan_of, settings_of
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.holding import check_holding
@@ -80,7 +80,7 @@ class Job:
             "device": self.device.type,
             "refit": self.refit,
         }
-        return layout.fingerprint(told if option is None else {**told, "trunk": option.to_json()})
+        return file_format.fingerprint(told if option is None else {**told, "trunk": option.to_json()})
 
 
 def prepared(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError
 from featcache.models.stages import StagedModel
 from finetune.new_head import FinalLayer, folded

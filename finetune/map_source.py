@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache.split import CachedSplit
 from finetune.share import WHOLE, Share
 from finetune.sources import Labels, Source
 

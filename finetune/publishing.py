@@ -14,10 +14,10 @@ from torch import nn
 
 from featcache.cache.canary import Canary
 from featcache.common.disk import publish_folder
-from featcache.embedding.embedding import Embedding
-from featcache.embedding.encoder import NO_IMAGES
+from featcache.embedding.frozen_encoder import NO_IMAGES
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
-from featcache.models.tuned_weights import MODEL_FILE
+from featcache.models.finetuned_weights import MODEL_FILE
 from finetune.rate_finder import FoundRates
 from finetune.tuned_run import TunedRun
 from heads.run_canary import write_canary

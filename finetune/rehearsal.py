@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.ranks import ALONE, Ranks
 from featcache.models.stages import StagedModel
-from featcache.sources.datasets import ImageDataset
+from featcache.sources.image_sets import ImageDataset
 from finetune.cached_rows import tuning_rows
 from finetune.forward import autocast
 from finetune.settings import Settings

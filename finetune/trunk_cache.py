@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.build.plan import PlannedRows
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.ranks import ALONE, Ranks
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
-from featcache.sources.datasets import ImageDataset, Images, ReadImages, Split
+from featcache.sources.image_sets import ImageDataset, Images, ReadImages, Split
 from finetune.cached_rows import TuningRows
 from finetune.image_source import ImageSource
 from finetune.map_source import MapSource

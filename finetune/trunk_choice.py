@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UsageError
 from featcache.common.ranks import ALONE, Ranks
 from featcache.models.backbones import Backbone
-from featcache.sources.augmentation import Augmentation
+from featcache.sources.augmented_views import Augmentation
 from finetune.plans import Plan
 from finetune.settings import Settings
 from finetune.trunk_cost import TrunkCost, trunk_costs
@@ -231,7 +231,7 @@ class _Weighing:
         if found is None:
             embedded = (n_dev + n_test) * n_views
             shape = self.backbone.staged.stages[cut - 1].shape
-            n_bytes = layout.n_bytes(np.dtype(encoder["storage"]), (embedded, *shape))
+            n_bytes = file_format.n_bytes(np.dtype(encoder["storage"]), (embedded, *shape))
             saved_s -= embedded * cost.seconds + BUILDING_S
         return TrunkOption(
             cut=cut,

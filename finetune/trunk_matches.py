@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.cache import Cache, find_caches
-from featcache.cache.cached_split import CachedSplit
-from featcache.cache.layout import canonical_json
+from featcache.cache.cache_file import Cache, find_caches
+from featcache.cache.file_format import canonical_json
+from featcache.cache.split import CachedSplit
 from featcache.common.errors import CacheError
 from featcache.models.backbones import Backbone
-from featcache.sources.augmentation import Augmentation
+from featcache.sources.augmented_views import Augmentation
 from finetune.map_source import CachedMaps
 from finetune.sources import Labels
 from heads.rows import Rows

@@ -8,13 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from featcache.commands.command_line import Console, Parser, add_subset_flags, names, new_parser, numbers, subset_of
+from featcache.commands.console import Console, Parser, add_subset_flags, names, new_parser, numbers, subset_of
 from featcache.common.errors import CacheError, UsageError
 from heads.classifiers import CLASSIFIERS
 from heads.excluding_command import add_exclude_flag, exclusion_of
 
 if TYPE_CHECKING:
-    from featcache.cache.cache import Cache
+    from featcache.cache.cache_file import Cache
     from heads.recipe import Recipe
     from heads.source import Source
     from heads.sweep import Workers
@@ -171,7 +171,7 @@ def source_of(arguments: argparse.Namespace, *caches: Cache, pool: bool | None =
 
 def caches_of(arguments: argparse.Namespace, console: Console) -> list[Cache]:
     """The caches that were named, or the newest that matches. Raises CacheError where there is none."""
-    from featcache.cache.cache import Cache, find_caches
+    from featcache.cache.cache_file import Cache, find_caches
 
     wanted = {**asked_dataset(arguments.dataset), "backbone": arguments.backbone, "precision": arguments.precision}
     if arguments.cache:

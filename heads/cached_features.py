@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import THREAD_BYTES, CachedSplit
+from featcache.cache.cache_file import Cache
+from featcache.cache.split import THREAD_BYTES, CachedSplit
 from heads.features import Addressed, as_slice
 from heads.standardization import Floats, Labels
 

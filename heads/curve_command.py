@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from featcache.commands.command_line import Console
+from featcache.commands.console import Console
 from featcache.common.disk import other_name_note
 from heads.asked_command import caches_of, recipes_of, source_of, tell_rows, workers_of
 

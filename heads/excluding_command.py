@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from featcache.commands.command_line import Parser
+    from featcache.commands.console import Parser
     from heads.exclusion import Exclusion
 
 

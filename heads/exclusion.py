@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import layout
+from featcache.cache import file_format
 from featcache.common.errors import UserError
 from featcache.common.files import one_line, open_regular, size_of
 
@@ -43,7 +43,7 @@ class Exclusion:
     @property
     def fingerprint(self) -> str:
         """Of what is named, whatever the file's name or order."""
-        return layout.fingerprint([sorted(self.ids), {split: sorted(ids) for split, ids in self.by_split.items()}])
+        return file_format.fingerprint([sorted(self.ids), {split: sorted(ids) for split, ids in self.by_split.items()}])
 
     def keeps(self, ids: Mapping[str, Sequence[str]]) -> Excluded:
         """Which rows of each split stay.
@@ -132,8 +132,8 @@ def _table(path: Path, text: str, columns: list[str]) -> Exclusion:
             if not row["id"] or ("exclude" in columns and (row["exclude"] or "").strip().lower() not in YES):
                 continue
             split = row.get("split") or ""
-            if split not in ("", *layout.SPLITS):
-                known = ", ".join(layout.SPLITS)
+            if split not in ("", *file_format.SPLITS):
+                known = ", ".join(file_format.SPLITS)
                 raise UserError(f"--exclude {path}: the split {one_line(split)!r} of {one_line(row['id'])!r}; "
                                 f"expected one of {known}")  # fmt: skip
             (by_split.setdefault(split, set()) if split else ids).add(row["id"])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.commands.command_line import Console, run
+from featcache.commands.console import Console, run
 from featcache.common.disk import other_name_note
 from heads.asked_command import (
     caches_of,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
+from featcache.cache.split import CachedSplit
 from featcache.common.errors import UsageError, UserError
 from heads.standardization import Labels
 
@@ -53,7 +53,7 @@ def match(caches: Sequence[Cache]) -> MatchedRows:
             _require_same_images(first, cache, name, rows[0], own)
         usable = np.ones(len(rows[0]), bool)
         for split, own in zip(splits, rows, strict=True):
-            usable &= (split.status[own] == layout.OK) & (split.labels[own] >= 0)
+            usable &= (split.status[own] == file_format.OK) & (split.labels[own] >= 0)
         n_unusable += int((~usable).sum())
         found[name] = tuple(own[usable] for own in rows)
     return MatchedRows(rows=found, n_apart=n_apart, n_unusable=n_unusable)
@@ -87,7 +87,7 @@ def _require_alike(first: Cache, cache: Cache) -> None:
 def _require_same_images(first: Cache, cache: Cache, name: str, rows: Labels, own: Labels) -> None:
     """Refuse another image, or another label, under the same id, where both have features."""
     a, b = first.splits[name], cache.splits[name]
-    both = (a.status[rows] == layout.OK) & (b.status[own] == layout.OK)
+    both = (a.status[rows] == file_format.OK) & (b.status[own] == file_format.OK)
     if (other := both & (a.content[rows] != b.content[own]).any(axis=1)).any():
         image = a.ids[rows[other.argmax()]]
         raise UserError(

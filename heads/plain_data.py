@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from featcache.common.files import open_regular, size_of
-from featcache.models.archive import Member, stored_members
+from featcache.models.zip_archive import Member, stored_members
 
 #: The most bytes of one JSON text, and how deep its lists and objects may lie in one another.
 MAX_JSON_BYTES = 8 << 20

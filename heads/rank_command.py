@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from featcache.commands.command_line import Console
+from featcache.commands.console import Console
 from featcache.common.errors import CacheError
 from heads.asked_command import asked_dataset, recipes_of, source_of, workers_of
 
 
 def rank(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The mode; returns its JSON object."""
-    from featcache.cache.cache import Cache, find_caches
+    from featcache.cache.cache_file import Cache, find_caches
     from heads.fit_head_tables import ranking_table
     from heads.ranking import RankPiece, of_one_set, rank_entry, ranked
     from heads.sweep import sweep

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError
 from heads.head_run import fit_head
 from heads.recipe import Recipe

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from heads.cached_features import n_views, positions
 from heads.joining import MatchedRows
 from heads.standardization import Labels

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.canary import Canary
-from featcache.cache.layout import DIGEST_SIZE
+from featcache.cache.file_format import DIGEST_SIZE
 from featcache.common.errors import UserError
 from featcache.common.files import one_line
 from heads.plain_data import read_arrays

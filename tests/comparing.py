@@ -8,7 +8,7 @@ from zlib import crc32
 
 from conftest import QUICK, draw
 
-from featcache.commands import embed_command
+from featcache.commands import embed as embed_command
 from finetune import finetune_command
 from finetune.comparison.assembling import assemble
 from finetune.comparison.finished_runs import cells_of_runs

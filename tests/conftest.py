@@ -23,11 +23,13 @@ from selecting import Digits, some_digits
 from serving import Served, make_runs
 from threadpoolctl import threadpool_limits
 
-from featcache.cache.cache import Cache
-from featcache.commands import cache_command, command_line, embed_command
-from featcache.embedding.embedding import Embedding
+from featcache.cache.cache_file import Cache
+from featcache.commands import cache as cache_command
+from featcache.commands import console
+from featcache.commands import embed as embed_command
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone, load_backbone
-from featcache.sources.datasets import ImageDataset, load_dataset
+from featcache.sources.image_sets import ImageDataset, load_dataset
 from finetune import finetune_command, training
 from finetune.comparison import compare_command
 from heads import fit_head_command
@@ -68,7 +70,7 @@ def a_checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 def signals_are_pytests() -> Iterator[None]:
     """SIGTERM ends pytest, not the command that a test happens to call."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "_terminated_as_interrupted", nullcontext)
+        patch.setattr(console, "_terminated_as_interrupted", nullcontext)
         yield
 
 

@@ -147,8 +147,8 @@ def embed_slowly(flags: list[str]) -> int:
     A block counts as soon as it is written, not some seconds later.
     """
     from featcache.build import block_writer
-    from featcache.commands import embed_command
-    from featcache.embedding.passes import TrunkPasses
+    from featcache.commands import embed as embed_command
+    from featcache.embedding.forward_passes import TrunkPasses
 
     features = TrunkPasses.features
     done: list[Any] = []
@@ -168,8 +168,8 @@ def embed_slowly(flags: list[str]) -> int:
 def embed_in_blocks_that_count(flags: list[str]) -> int:
     """bin/embed, a block of which counts as soon as it is written, and which takes its time."""
     from featcache.build import block_writer
-    from featcache.commands import embed_command
-    from featcache.embedding.passes import TrunkPasses
+    from featcache.commands import embed as embed_command
+    from featcache.embedding.forward_passes import TrunkPasses
 
     features = TrunkPasses.features
 

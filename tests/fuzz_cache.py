@@ -28,10 +28,10 @@ from hdf5_checksums import checksums_mended, headers
 from mutations import damaged
 from structure_changes import CHANGES, sealed_again
 
-from featcache.cache import acceptance, layout
-from featcache.cache.cache import Cache
+from featcache.cache import file_format, sandbox
+from featcache.cache.cache_file import Cache
 from featcache.cache.canary import stored_canary
-from featcache.cache.structure import Structure, from_json, read_structure, to_json
+from featcache.cache.hdf5_structure import Structure, from_json, read_structure, to_json
 from featcache.common.errors import CacheError
 
 SECONDS = 10
@@ -40,9 +40,9 @@ SECONDS = 10
 def main() -> None:
     original, kind, cases, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int((*sys.argv, "0")[4])
     warnings.simplefilter("ignore")
-    acceptance._from_child = parsed_in_a_fork
-    acceptance.accept = lambda file, digest: None
-    acceptance.is_accepted = lambda file: False
+    sandbox._from_child = parsed_in_a_fork
+    sandbox.accept = lambda file, digest: None
+    sandbox.is_accepted = lambda file: False
     data, expected = original.read_bytes(), contents(Cache.open(original))
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
@@ -84,8 +84,8 @@ def opened(path: Path, expected: dict[str, bytes] | None) -> tuple[str, str]:
 
 def contents(cache: Cache) -> dict[str, bytes]:
     """All that a reader can be told."""
-    found = {"classes": repr(cache.class_names).encode(), "encoder": layout.canonical_json(cache.encoder).encode()}
-    found["provenance"] = layout.canonical_json(cache.provenance).encode()
+    found = {"classes": repr(cache.class_names).encode(), "encoder": file_format.canonical_json(cache.encoder).encode()}
+    found["provenance"] = file_format.canonical_json(cache.provenance).encode()
     canary = stored_canary(cache)
     found["canary"] = repr(canary.ids).encode() + canary.features.tobytes() + canary.pixels.tobytes()
     for name, split in cache.splits.items():
@@ -105,13 +105,13 @@ def parsed_in_a_fork(path: Path) -> Structure:
         os.close(receiving)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (acceptance.MEMORY_BYTES, acceptance.MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (sandbox.MEMORY_BYTES, sandbox.MEMORY_BYTES))
         try:
             told = to_json(read_structure(path))
         except CacheError as error:
-            told = acceptance.error_json(error)
-        except acceptance.REFUSALS as error:
-            told = acceptance.error_json(acceptance.refused(path, error))
+            told = sandbox.error_json(error)
+        except sandbox.REFUSALS as error:
+            told = sandbox.error_json(sandbox.refused(path, error))
         with os.fdopen(sending, "w") as pipe:
             pipe.write(told)
         os._exit(0)

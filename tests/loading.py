@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache.cache_file import Cache
+from featcache.cache.split import CachedSplit
 
 
 class Rows(torch.utils.data.Dataset):

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from forking import Forked
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.locks import partial_path
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone, load_backbone
-from featcache.sources.datasets import ArrayImages, ImageDataset, Split
+from featcache.sources.image_sets import ArrayImages, ImageDataset, Split
 
 
 class Stop(Exception):

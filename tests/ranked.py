@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tuning import plan_for, weights_of
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.ranks import ALONE, Ranks
 from finetune.cached_rows import backbone_of, tuning_rows
 from finetune.holding import held

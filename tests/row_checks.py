@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cache.cache import Cache
-from featcache.embedding.embedding import Embedding
-from featcache.sources.augmentation import Augmentation
+from featcache.cache.cache_file import Cache
+from featcache.embedding.job import Embedding
+from featcache.sources.augmented_views import Augmentation
 from heads.rows import Rows
 
 Embed = Callable[..., Embedding]

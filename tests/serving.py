@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featcache.commands import embed_command
+from featcache.commands import embed as embed_command
 from finetune import finetune_command
 from heads import fit_head_command
 

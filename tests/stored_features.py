@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cache import layout
-from featcache.cache.cached_split import CachedSplit
-from featcache.cache.stored import CacheFile, Stored
+from featcache.cache import file_format
+from featcache.cache.raw_reads import CacheFile, Stored
+from featcache.cache.split import CachedSplit
 
 
 def split_of(path: Path, values: np.ndarray, *, block_rows: int = 16) -> CachedSplit:
     """A split whose features are these, in a file of its own."""
-    checksums = np.zeros(-(-len(values) // block_rows), layout.CHECKSUMS)
-    for number, (start, stop) in enumerate(layout.blocks(len(values), block_rows)):
-        checksums["features"][number] = np.frombuffer(layout.checksum(values[start:stop]), np.uint8)
+    checksums = np.zeros(-(-len(values) // block_rows), file_format.CHECKSUMS)
+    for number, (start, stop) in enumerate(file_format.blocks(len(values), block_rows)):
+        checksums["features"][number] = np.frombuffer(file_format.checksum(values[start:stop]), np.uint8)
     path.write_bytes(checksums.tobytes() + values.tobytes())
     file = CacheFile(path)
     stored = {
-        "checksums": Stored(file, 0, layout.CHECKSUMS, checksums.shape),
+        "checksums": Stored(file, 0, file_format.CHECKSUMS, checksums.shape),
         "features": Stored(file, checksums.nbytes, values.dtype, values.shape),
         "labels": Stored(file, 0, np.dtype("<i8"), (len(values),)),
     }

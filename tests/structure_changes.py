@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 from mutations import json_changed
 
-from featcache.build.skeleton import padded
-from featcache.cache import layout
-from featcache.cache.cache import stored_data_sets, stored_root_digest
-from featcache.cache.cached_split import CachedSplit
-from featcache.cache.stored import CacheFile
-from featcache.cache.structure import read_structure
+from featcache.build.allocation import padded
+from featcache.cache import file_format
+from featcache.cache.cache_file import stored_data_sets, stored_root_digest
+from featcache.cache.hdf5_structure import read_structure
+from featcache.cache.raw_reads import CacheFile
+from featcache.cache.split import CachedSplit
 
 
 def sealed_again(path: Path) -> None:
@@ -31,13 +31,13 @@ def sealed_again(path: Path) -> None:
                 name, stored[name], block_rows=structure.attributes["block_rows"], class_names=tuple("0123456789")
             )
             checksums = split.checksums.copy()
-            for part in layout.CHECKED:
+            for part in file_format.CHECKED:
                 for block, values in split.blocks(part, check=False):
-                    checksums[block][part] = np.frombuffer(layout.checksum(values), np.uint8)
+                    checksums[block][part] = np.frombuffer(file_format.checksum(values), np.uint8)
             out.seek(stored[name]["checksums"].offset)
             out.write(checksums.tobytes())
         out.flush()
-        text = np.empty(layout.PROVENANCE_SIZE, np.uint8)
+        text = np.empty(file_format.PROVENANCE_SIZE, np.uint8)
         file.read_into(text, structure.provenance)
         provenance = json.loads(text.tobytes())
         provenance["root_digest"] = stored_root_digest(structure, provenance, stored)
@@ -158,14 +158,14 @@ def encoder_changed(rng: random.Random, file: Any) -> None:
     file.attrs.create("encoder", np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
     if rng.random() < 0.7:
         with suppress(ValueError):
-            file.attrs.create("encoder_fingerprint", np.bytes_(layout.fingerprint(json.loads(text))))
+            file.attrs.create("encoder_fingerprint", np.bytes_(file_format.fingerprint(json.loads(text))))
 
 
 def provenance_changed(rng: random.Random, file: Any) -> None:
     text = json_changed(rng, file["provenance"][()].rstrip())
     if rng.random() < 0.1:
         text = rng.choice((b"[" * 60000, b"{}", b"[]", b"null", b"\xff", b'{"a":' * 9000))
-    file["provenance"][()] = text[: layout.PROVENANCE_SIZE].ljust(layout.PROVENANCE_SIZE)
+    file["provenance"][()] = text[: file_format.PROVENANCE_SIZE].ljust(file_format.PROVENANCE_SIZE)
 
 
 CHANGES: tuple[Callable[[random.Random, Any], None], ...] = (

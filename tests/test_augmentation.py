@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from featcache.cache.layout import digest
+from featcache.cache.file_format import digest
 from featcache.common.errors import UsageError
-from featcache.sources.augmentation import Augmentation
-from featcache.sources.images import pixels_digest, stack_digests
+from featcache.sources.augmented_views import Augmentation
+from featcache.sources.decoding import pixels_digest, stack_digests
 from featcache.sources.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(image_size=24, resize_size=27, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)

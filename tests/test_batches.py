@@ -17,9 +17,9 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional._geometry import _do_native_uint8_resize_on_cpu
 
 from featcache.sources import batches
-from featcache.sources.augmentation import Augmentation
+from featcache.sources.augmented_views import Augmentation
 from featcache.sources.batches import Batch, BatchReader, views
-from featcache.sources.datasets import ArrayImages, FileImages, Images, ReadImages
+from featcache.sources.image_sets import ArrayImages, FileImages, Images, ReadImages
 from featcache.sources.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(image_size=24, resize_size=27, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)

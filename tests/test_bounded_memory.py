@@ -17,10 +17,10 @@ import torch
 from forking import Forked
 from numpy.typing import NDArray
 
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
 from featcache.models.stages import StagedModel
-from featcache.sources.datasets import ImageDataset, ReadImages, Split
+from featcache.sources.image_sets import ImageDataset, ReadImages, Split
 from featcache.sources.preprocessing import Preprocessing
 
 COUNT = int(os.environ.get("FEATCACHE_IMAGES", "200000"))

@@ -16,31 +16,31 @@ import pytest
 from conftest import BACKBONE
 from making import golden
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache, find_caches
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache, find_caches
 from featcache.common.errors import CacheError
 from featcache.common.locks import is_open_for_writing
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone, load_backbone
-from featcache.sources.augmentation import Augmentation
+from featcache.sources.augmented_views import Augmentation
 from featcache.sources.preprocessing import Preprocessing
 
 
 def test_plain_h5py_reads_it(cache: Cache) -> None:
     with h5py.File(cache.path) as file:
         assert file.attrs["format"] == b"featcache"
-        assert file.attrs["format_version"] == layout.FORMAT_VERSION
+        assert file.attrs["format_version"] == file_format.FORMAT_VERSION
         assert [name.decode() for name in file.attrs["class_names"]] == ["green", "red"]
         assert json.loads(file.attrs["encoder"]) == cache.encoder
         provenance = json.loads(file["provenance"][()])
         assert provenance["sealed"] is True
         train = file["train"]
         assert set(file) == {"provenance", "canary", "train", "test"}
-        assert set(train) == {*layout.CHECKED, "errors", "checksums"}
+        assert set(train) == {*file_format.CHECKED, "errors", "checksums"}
         assert train["features"].shape == (40, 96)
         assert train["features"].dtype == np.float16
         assert train["features"].chunks is None
-        assert train["features"].id.get_offset() % layout.ALIGNMENT == 0
+        assert train["features"].id.get_offset() % file_format.ALIGNMENT == 0
         assert train["ids"].asstr()[0] == "train/green/000.jpg"
         assert (train["status"][()] == 0).all()
         np.testing.assert_array_equal(train["features"][()].astype(np.float32), cache.splits["train"].load())
@@ -59,7 +59,7 @@ def test_some_rows_are_loaded_as_they_stand(cache: Cache) -> None:
         split.load(np.array([0.5]))
 
 
-@pytest.mark.parametrize("data_set", layout.CHECKED)
+@pytest.mark.parametrize("data_set", file_format.CHECKED)
 def test_a_flipped_bit_is_caught_and_placed(cache: Cache, data_set: str) -> None:
     stored = cache.splits["test"].stored[data_set]
     with cache.path.open("r+b") as file:
@@ -169,7 +169,7 @@ def variants(value: object) -> list[object]:
 
 
 def test_every_encoder_field_changes_the_fingerprint(cache: Cache) -> None:
-    fingerprints = [layout.fingerprint(encoder) for encoder in [cache.encoder, *variants(cache.encoder)]]
+    fingerprints = [file_format.fingerprint(encoder) for encoder in [cache.encoder, *variants(cache.encoder)]]
     assert fingerprints[0] == cache.encoder_fingerprint
     assert len(set(fingerprints)) == len(fingerprints) > 20
 
@@ -192,5 +192,5 @@ def test_every_setting_is_a_field_of_the_encoder(backbone: Backbone) -> None:
                     encoders.append(backbone.encoder(**{**settings, "augmentation": changed}))
     seeded = load_backbone(BACKBONE, weights="none", image_size=32, seed=1)
     encoders += [seeded.encoder(**settings), replace(backbone, name="resnet34").encoder(**settings)]
-    fingerprints = [layout.fingerprint(encoder) for encoder in [plain, *encoders]]
+    fingerprints = [file_format.fingerprint(encoder) for encoder in [plain, *encoders]]
     assert len(set(fingerprints)) == len(fingerprints) > 20

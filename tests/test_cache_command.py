@@ -14,16 +14,16 @@ import torch
 from conftest import BACKBONE
 from making import age, flip, interrupted, noise
 
-from featcache.commands import cache_command
+from featcache.commands import cache as cache_command
 from featcache.common import printable
 from featcache.common.errors import UserError
 from featcache.common.locks import building
-from featcache.embedding.embedding import Embedding
-from featcache.embedding.passes import TrunkPasses
+from featcache.embedding.forward_passes import TrunkPasses
+from featcache.embedding.job import Embedding
 from featcache.maintenance.verification import todays_canary
 from featcache.models.backbones import load_backbone
-from featcache.sources.augmentation import Augmentation
-from featcache.sources.datasets import load_dataset
+from featcache.sources.augmented_views import Augmentation
+from featcache.sources.image_sets import load_dataset
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]

@@ -15,15 +15,15 @@ from conftest import BACKBONE
 from making import interrupted, noise, numbered
 
 from featcache.build.plan import PlannedRows
-from featcache.cache.cache import Cache
-from featcache.common import memory
+from featcache.cache.cache_file import Cache
+from featcache.common import user_cache
 from featcache.common.errors import UserError
-from featcache.embedding.embedding import Embedding
-from featcache.embedding.planning import planned_rows
-from featcache.engines import choosing, gate, preparing
-from featcache.engines.choosing import settle
+from featcache.embedding.job import Embedding
+from featcache.embedding.row_digests import planned_rows
+from featcache.engines import backends, engine_choice, fidelity_gate
+from featcache.engines.engine_choice import settle
 from featcache.engines.fidelity import TOLERANCE
-from featcache.engines.gate import Gate, Prepared
+from featcache.engines.fidelity_gate import Gate, Prepared
 from featcache.models.stages import StagedModel
 
 Embed = Callable[..., Embedding]
@@ -51,8 +51,8 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, speeds: dict[str, tup
         return replace(prepared, images_per_s=rate, setup_s=setup_s)
 
     monkeypatch.setattr(Gate, "passed", with_speed)
-    monkeypatch.setattr(choosing, "unavailable", lambda engine, precision, device: None)
-    monkeypatch.setattr(choosing, "fast_precision", lambda device: "bf16")
+    monkeypatch.setattr(engine_choice, "unavailable", lambda engine, precision, device: None)
+    monkeypatch.setattr(engine_choice, "fast_precision", lambda device: "bf16")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "memory"))
     return engines
 
@@ -87,9 +87,9 @@ def test_what_a_set_up_took_is_remembered(
     tried.clear()
     assert settled(embed, 3000).engine == "eager"
     assert tried == ["eager"], "the same disappointment twice"
-    monkeypatch.setitem(choosing.GUESSES, "compile", (0.1, 1.5))
+    monkeypatch.setitem(engine_choice.GUESSES, "compile", (0.1, 1.5))
     assert settled(embed, 3000).engine == "compile"
-    notes = list((memory.folder() / "notes").iterdir())
+    notes = list((user_cache.folder() / "notes").iterdir())
     assert len(notes) == 2
     for path in notes:
         path.write_text("{")  # what can't be read is guessed anew
@@ -146,7 +146,7 @@ def test_rows_of_another_cache_weigh_as_work_that_is_done(
 
 
 def test_an_unfaithful_precision_is_refused_or_passed_over(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "fast_precision", lambda device: "bf16")
+    monkeypatch.setattr(engine_choice, "fast_precision", lambda device: "bf16")
     monkeypatch.setitem(TOLERANCE, "bf16", 0.9999999999)
     work = embed(noise(40), precision="bf16")
     with pytest.raises(UserError, match=r"--precision bf16 is not faithful here .*cosine at least 0\.99.*fp32"):
@@ -166,7 +166,7 @@ def test_the_fidelity_is_recorded_and_printed(folder: Path, run: Run) -> None:
     told = json.loads(out)
     fidelity = Cache.open(Path(told["cache"])).provenance["engine"]["fidelity"]
     assert told["fidelity"] == fidelity
-    assert fidelity["images"] == gate.IMAGES
+    assert fidelity["images"] == fidelity_gate.IMAGES
     assert TOLERANCE["bf16"] <= fidelity["cosine_min"] < 1
     assert f"cosine at least {fidelity['cosine_min']:.5f}" in err
     assert (told["engine"], told["precision"], told["batch_size"]) == ("eager", "bf16", 16)
@@ -175,7 +175,7 @@ def test_the_fidelity_is_recorded_and_printed(folder: Path, run: Run) -> None:
 def test_what_was_asked_for_and_is_not_there_is_an_error(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     for asked in (["--engine", "openvino"], ["--precision", "int8"]):
         status, _, err = run("embed", "--dataset", folder, *SMALL, *asked)
         assert status == 1
@@ -211,7 +211,7 @@ def test_int8_records_what_it_was_calibrated_with(folder: Path, embed: Embed) ->
 def test_damaged_images_do_not_stand_at_the_gate(folder: Path, embed: Embed) -> None:
     for path in sorted(folder.rglob("*.jpg"))[::2]:
         path.write_bytes(b"no picture")
-    assert 4 < len(Gate(embed(folder, precision="bf16")).images) < gate.IMAGES
+    assert 4 < len(Gate(embed(folder, precision="bf16")).images) < fidelity_gate.IMAGES
     assert embed(folder, precision="bf16").run().rows_damaged == 26
 
 
@@ -270,7 +270,7 @@ def test_an_engine_that_was_refused_is_not_tried_again(
 )
 def test_a_resumed_build_equals_an_uninterrupted_one(embed_blocks: Embed, engine: str, precision: str) -> None:
     """By eager in bf16; other engines, whose quicker twin it is, are slow to set up."""
-    if reason := preparing.unavailable(engine, precision, torch.device("cpu")):
+    if reason := backends.unavailable(engine, precision, torch.device("cpu")):
         pytest.skip(str(reason))
     work = embed_blocks(noise(80), engine=engine, precision=precision, batch_size=4)
     whole = replace(work, cache_dir=work.cache_dir / "whole").run().cache
@@ -300,7 +300,7 @@ def test_too_little_memory_halves_the_batch(embed: Embed, monkeypatch: pytest.Mo
     trunk = StagedModel.trunk
     notes: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choosing, "default_batch", lambda device: 64)
+        patch.setattr(engine_choice, "default_batch", lambda device: 64)
         patch.setattr(StagedModel, "trunk", lambda self, cut=None: _Limited(trunk(self, cut), 16))
         done = embed(noise(100), batch_size=asked).run(on_note=notes.append)
         patch.setattr(StagedModel, "trunk", lambda self, cut=None: _Limited(trunk(self, cut), 0))

@@ -19,7 +19,7 @@ from making import wait_for_rows
 from PIL import Image
 from selecting import SMALL_PROBE
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from heads.classifiers import CLASSIFIERS
 from heads.saved import load_head
 

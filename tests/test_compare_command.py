@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import QUICK
 
-from featcache.cache.cache import find_caches
+from featcache.cache.cache_file import find_caches
 from finetune.comparison import running
 from finetune.comparison.keeping import FILE_NAME, read_comparison
 from finetune.comparison.results import Comparison

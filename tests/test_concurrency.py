@@ -25,11 +25,11 @@ from making import numbered
 from stored_features import total
 from test_ranks import start
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common import locks
 from featcache.common.errors import CacheError
 from featcache.common.locks import building
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from heads import publishing
 from heads.runs import read_run
 

@@ -22,7 +22,7 @@ from conftest import BLOCKS, HYMENOPTERA
 from forking import GO_ON, HEED, Forked, embed_in_blocks_that_count, embed_slowly, fork_command
 from making import contents, rows_that_count, wait_for_rows
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 
 BIN = Path(__file__).resolve().parents[1] / "bin"
 KILLS = int(os.environ.get("FEATCACHE_KILLS", "2"))

@@ -14,8 +14,8 @@ import pytest
 from conftest import draw
 
 from featcache.common.errors import UsageError, UserError
-from featcache.sources import named_sets
-from featcache.sources.datasets import ArrayImages, FileImages, load_dataset
+from featcache.sources import torchvision_sets
+from featcache.sources.image_sets import ArrayImages, FileImages, load_dataset
 from featcache.tables.subset import Subset
 
 MakeFolder = Callable[..., Path]
@@ -236,7 +236,7 @@ def test_a_refused_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_debians_fashion_mnist(tmp_path: Path) -> None:
-    folder = named_sets.DEBIAN_FASHION_MNIST
+    folder = torchvision_sets.DEBIAN_FASHION_MNIST
     if not folder.is_dir():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
     dataset = load_dataset("fashion-mnist", root=tmp_path)
@@ -250,6 +250,6 @@ def test_debians_format_is_read_without_the_package(tmp_path: Path, monkeypatch:
     for split in ("train", "t10k"):
         write_idx(tmp_path / "deb" / f"{split}-images-idx3-ubyte.gz", pixels)
         write_idx(tmp_path / "deb" / f"{split}-labels-idx1-ubyte.gz", np.arange(20) % 10)
-    monkeypatch.setattr(named_sets, "DEBIAN_FASHION_MNIST", tmp_path / "deb")
+    monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", tmp_path / "deb")
     dataset = load_dataset("fashion-mnist", root=tmp_path)
     np.testing.assert_array_equal(dataset.splits["test"].images.read(range(20)).pixels, pixels)

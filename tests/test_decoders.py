@@ -21,8 +21,8 @@ import pytest
 from mutations import damaged
 from PIL import Image
 
-from featcache.sources import images
-from featcache.sources.images import DamagedImageError
+from featcache.sources import decoding
+from featcache.sources.decoding import DamagedImageError
 
 CASES = int(os.environ.get("FEATCACHE_FUZZ_CASES", "200"))
 
@@ -62,20 +62,20 @@ OTHERS = {"CMYK": jpeg("CMYK"), "bytes between markers": SOUND["4:2:0"].replace(
 @contextmanager
 def pillow_alone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "_plain_jpeg", lambda data, image: None)
+        patch.setattr(decoding, "_plain_jpeg", lambda data, image: None)
         yield
 
 
 def outcome(data: bytes) -> np.ndarray | str:
     try:
-        return images.decode(data)
+        return decoding.decode(data)
     except DamagedImageError as error:
         return str(error)
 
 
 def fast(data: bytes) -> np.ndarray | None:
     with Image.open(io.BytesIO(data)) as image:
-        return images._plain_jpeg(data, image)
+        return decoding._plain_jpeg(data, image)
 
 
 def assert_same(ours: np.ndarray | str, pillows: np.ndarray | str, levels: int = 1) -> None:
@@ -93,8 +93,8 @@ def test_the_pixels_are_pillows(kind: str) -> None:
     data = {**SOUND, **OTHERS}[kind]
     assert (fast(data) is None) == (kind in OTHERS)
     with pillow_alone():
-        expected = images.decode(data)
-    got = images.decode(data)
+        expected = decoding.decode(data)
+    got = decoding.decode(data)
     assert_same(got, expected)
     assert got.flags.writeable
     assert got.flags.c_contiguous
@@ -107,7 +107,7 @@ def test_photographs_are_pillows(hymenoptera: Path) -> None:
         data = path.read_bytes()
         assert fast(data) is not None
         with Image.open(path) as image:
-            assert_same(images.decode(data), np.asarray(image.convert("RGB")))
+            assert_same(decoding.decode(data), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("kind", SOUND)
@@ -139,8 +139,8 @@ def test_a_flaw_that_pillow_overlooks_is_left_to_pillow(capfd: pytest.CaptureFix
     flawed = SOUND["4:2:0"][:-200] + b"\xff\xd9"  # an end, but too early: the rest is grey
     assert fast(flawed) is None
     with pillow_alone():
-        expected = images.decode(flawed)
-    assert_same(images.decode(flawed), expected)
+        expected = decoding.decode(flawed)
+    assert_same(decoding.decode(flawed), expected)
     assert capfd.readouterr() == ("", "")
 
 
@@ -168,11 +168,11 @@ def test_odd_metadata_is_no_matter_in_any_thread_and_other_warnings_still_are_he
 
     def decode(_: int) -> np.ndarray:
         together.wait()
-        return [images.decode(odd) for _ in range(20)][-1]
+        return [decoding.decode(odd) for _ in range(20)][-1]
 
     with ThreadPoolExecutor(4) as pool:
         for pixels in pool.map(decode, range(4)):
-            assert_same(pixels, images.decode(SOUND["4:2:0"]))
+            assert_same(pixels, decoding.decode(SOUND["4:2:0"]))
     added = [entry for entry in warnings.filters if entry not in filters]
     assert len(added) == 1
     assert [entry for entry in warnings.filters if entry not in added] == filters

@@ -13,7 +13,7 @@ from bombs import png, sparse
 from conftest import QUICK, two_classes
 from PIL import Image
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 
 Run = Callable[..., tuple[int, str, str]]
 EMBED = ["embed", *QUICK[:-2], "--workers", 0, "--dataset"]

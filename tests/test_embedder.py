@@ -19,11 +19,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from featcache import Embedder
-from featcache.cache.cache import Cache, find_caches
+from featcache.cache.cache_file import Cache, find_caches
 from featcache.common.errors import CacheError, UsageError, UserError
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.maintenance.garbage import find_garbage
-from featcache.sources.datasets import load_dataset
+from featcache.sources.image_sets import load_dataset
 
 Run = Callable[..., tuple[int, str, str]]
 Embed = Callable[..., Embedding]

@@ -15,15 +15,15 @@ from conftest import BACKBONE
 from forking import Forked
 from making import Stop, files, interrupted, noise, stop_after
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import CacheError, UserError
 from featcache.common.locks import building, partial_path
 from featcache.common.machine import choose_device
-from featcache.embedding import embedding as embedding_module
-from featcache.embedding import filling
-from featcache.embedding.embedding import Embedding
+from featcache.embedding import embed_rows
+from featcache.embedding import job as embedding_module
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone, load_backbone
-from featcache.sources.datasets import load_dataset
+from featcache.sources.image_sets import load_dataset
 
 Embed = Callable[..., Embedding]
 
@@ -54,7 +54,7 @@ def test_rows_are_the_trunks_output_for_their_images(folder: Path, embed: Embed,
 def test_the_second_run_runs_nothing(folder: Path, embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
     first = embed(folder).run()
     assert (first.rows, first.rows_reused) == (52, 0)
-    monkeypatch.setattr(filling, "BatchReader", None)  # only the canary is embedded
+    monkeypatch.setattr(embed_rows, "BatchReader", None)  # only the canary is embedded
     second = embed(folder).run()
     assert (second.rows, second.rows_reused, second.images_per_s) == (52, 52, 0)
     assert second.cache.path == first.cache.path
@@ -217,7 +217,7 @@ def test_a_full_disk_is_told_before_any_image_is_read(
     embed: Embed, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(filling, "BatchReader", None)
+    monkeypatch.setattr(embed_rows, "BatchReader", None)
     with pytest.raises(UserError, match=r"52 rows need [\d,]+ bytes, and 1,000 are free"):
         embed(folder).run()
     assert not list((folder.parent / "features").glob("*.h5"))

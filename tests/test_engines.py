@@ -18,9 +18,9 @@ from torch import Tensor
 from tuning import tiny
 
 from featcache.common.errors import UserError
-from featcache.engines import preparing
+from featcache.engines import backends
+from featcache.engines.backends import Forward, prepare, unavailable
 from featcache.engines.fidelity import compare
-from featcache.engines.preparing import Forward, prepare, unavailable
 from featcache.models.backbones import Backbone, load_backbone
 from featcache.sources.preprocessing import Preprocessing
 
@@ -115,7 +115,7 @@ def test_rows_do_not_depend_on_their_neighbours(backbone: Backbone) -> None:
 
 
 def test_what_is_not_there_is_named_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "featcache[openvino]" in str(unavailable("openvino", "bf16", CPU))
     assert "C++ compiler" in str(unavailable("compile", "bf16", CPU))
@@ -142,11 +142,11 @@ class Means(torch.nn.Module):
 
 
 def let_go_and_signal() -> None:
-    from featcache.engines import by_openvino
+    from featcache.engines import openvino_backend
 
     faulthandler.enable()  # so that signals have a stack of their own, as under pytest
     images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    held = [by_openvino.prepare(Means(), precision="fp32", example=images, images=None)]
+    held = [openvino_backend.prepare(Means(), precision="fp32", example=images, images=None)]
 
     def let_go() -> None:
         held.clear()

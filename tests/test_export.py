@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache.cache_file import Cache
+from featcache.cache.split import CachedSplit
 from featcache.common.errors import CacheError, UserError
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.maintenance.export import COLUMNS, export
-from featcache.sources.datasets import load_dataset
+from featcache.sources.image_sets import load_dataset
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]

@@ -12,8 +12,8 @@ import torch
 from conftest import QUICK
 from test_onnx_export import EXACT, as_input
 
-from featcache.sources.datasets import load_dataset
-from featcache.sources.images import decode
+from featcache.sources.decoding import decode
+from featcache.sources.image_sets import load_dataset
 from heads.evidence.metrics import softmax
 from heads.runs import read_run
 

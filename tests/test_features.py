@@ -14,14 +14,14 @@ import pytest
 from making import flip
 from stored_features import half, split_of
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
-from featcache.cache.stored import CacheFile, Stored
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
+from featcache.cache.raw_reads import CacheFile, Stored
+from featcache.cache.split import CachedSplit
 from featcache.common.errors import CacheError
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
-from featcache.sources.augmentation import Augmentation
+from featcache.sources.augmented_views import Augmentation
 from heads.cached_features import CachedFeatures, features_of, pooled, positions
 from heads.features import ArrayFeatures, Features, as_features, as_slice
 from heads.joined_features import JoinedFeatures, joined, stacked
@@ -234,8 +234,8 @@ def opened(path: str) -> CachedSplit:
     n_rows, width, block_rows = BIG
     file, n_blocks = CacheFile(Path(path)), -(-n_rows // block_rows)
     stored = {
-        "checksums": Stored(file, 0, layout.CHECKSUMS, (n_blocks,)),
-        "features": Stored(file, n_blocks * layout.CHECKSUMS.itemsize, np.dtype("<f2"), (n_rows, width)),
+        "checksums": Stored(file, 0, file_format.CHECKSUMS, (n_blocks,)),
+        "features": Stored(file, n_blocks * file_format.CHECKSUMS.itemsize, np.dtype("<f2"), (n_rows, width)),
         "labels": Stored(file, 0, np.dtype("<i8"), (n_rows,)),
     }
     return CachedSplit("train", stored, block_rows=block_rows, class_names=("a", "b"))
@@ -245,10 +245,10 @@ def opened(path: str) -> CachedSplit:
 def test_rows_stream_in_a_fraction_of_their_memory(tmp_path: Path) -> None:
     n_rows, width, block_rows = BIG
     tile = half(block_rows, width)
-    checksums = np.zeros(-(-n_rows // block_rows), layout.CHECKSUMS)
-    checksums["features"] = np.frombuffer(layout.checksum(tile), np.uint8)
+    checksums = np.zeros(-(-n_rows // block_rows), file_format.CHECKSUMS)
+    checksums["features"] = np.frombuffer(file_format.checksum(tile), np.uint8)
     rest = n_rows % block_rows
-    checksums["features"][-1] = np.frombuffer(layout.checksum(tile[: rest or block_rows]), np.uint8)
+    checksums["features"][-1] = np.frombuffer(file_format.checksum(tile[: rest or block_rows]), np.uint8)
     with (tmp_path / "big").open("wb") as file:
         file.write(checksums.tobytes())
         for _ in range(n_rows // block_rows):

@@ -14,7 +14,7 @@ import torch
 from conftest import BACKBONE, QUICK
 from trained import timeless
 
-from featcache.cache.cache import Cache, find_caches
+from featcache.cache.cache_file import Cache, find_caches
 from featcache.models.backbones import load_backbone
 from featcache.models.stages import StagedModel
 from finetune import training

@@ -13,10 +13,10 @@ from conftest import QUICK
 from making import age, golden
 from selecting import SMALL_PROBE
 
-from featcache.cache.cache import Cache
-from featcache.commands.command_line import Console, Parser
+from featcache.cache.cache_file import Cache
+from featcache.commands.console import Console, Parser
 from featcache.common.errors import CacheError
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from finetune.asked_command import cache_of, new_finetune_parser
 from heads.asked_command import caches_of, new_fit_head_parser
 from heads.classifiers import CLASSIFIERS

@@ -13,7 +13,7 @@ import torch
 from conftest import QUICK
 from trained import timeless
 
-from featcache.cache.cache import Cache, find_caches
+from featcache.cache.cache_file import Cache, find_caches
 from finetune import fisher, training
 from heads.rows import load_rows
 from heads.runs import read_run

@@ -16,8 +16,8 @@ import pytest
 
 from featcache.build.builder import CacheBuilder
 from featcache.build.plan import Plan, PlannedRows
-from featcache.cache import layout
-from featcache.cache.cache import Cache
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
 from featcache.cache.canary import Canary, stored_canary
 from featcache.common.errors import CacheError
 
@@ -63,9 +63,9 @@ def built(path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     builder = CacheBuilder.create_or_resume(path.with_name(plan.file_name), plan, told, CANARY)
     builder.look()
     for name, rows in builder.groups(2):
-        status = np.where((name == "train") & (rows == 1), layout.DAMAGED, layout.OK).astype(np.uint8)
-        features = np.where(status[:, None] == layout.OK, FEATURES[name][rows], 0).astype(np.float16)
-        errors = {IDS[name][row]: "no picture" for row in rows[status != layout.OK].tolist()}
+        status = np.where((name == "train") & (rows == 1), file_format.DAMAGED, file_format.OK).astype(np.uint8)
+        features = np.where(status[:, None] == file_format.OK, FEATURES[name][rows], 0).astype(np.float16)
+        errors = {IDS[name][row]: "no picture" for row in rows[status != file_format.OK].tolist()}
         builder.put(name, rows, features, status, errors)
     assert not builder.look()
     try:
@@ -144,9 +144,9 @@ def test_another_language_would_find_all_of_it(golden: Path) -> None:
         assert train["ids"].asstr()[0] == "träin/a/1.jpg"
         assert train["features"].dtype == np.float16
         offset = train["features"].id.get_offset()
-        assert offset % layout.ALIGNMENT == 0
+        assert offset % file_format.ALIGNMENT == 0
         assert golden.read_bytes()[offset : offset + 30] == train["features"][()].tobytes()
-        assert train["checksums"].dtype.names == layout.CHECKED
+        assert train["checksums"].dtype.names == file_format.CHECKED
 
 
 @pytest.mark.parametrize(("version", "mend"), [(3, "upgrade it"), (1, "embed again")])

@@ -17,10 +17,10 @@ import pytest
 from conftest import BACKBONE
 from making import age, files, flip, golden, interrupted, noise
 
-from featcache.cache import acceptance
+from featcache.cache import sandbox
 from featcache.common import locks
 from featcache.common.locks import building
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.maintenance import garbage as garbage_module
 from featcache.maintenance.garbage import delete, find_garbage
 
@@ -149,8 +149,8 @@ def fails(error: BaseException) -> Callable[..., Any]:
 
 
 TRANSIENT: dict[str, tuple[object, str, object]] = {
-    "the child is killed": (acceptance, "_CHILD", "import os; os.kill(os.getpid(), 9)"),
-    "the child is short of memory": (acceptance, "_CHILD", "raise MemoryError"),
+    "the child is killed": (sandbox, "_CHILD", "import os; os.kill(os.getpid(), 9)"),
+    "the child is short of memory": (sandbox, "_CHILD", "raise MemoryError"),
     "no child can be started": (subprocess, "run", fails(OSError(errno.EMFILE, "Too many open files"))),
     "the disk fails": (os, "preadv", fails(OSError(errno.EIO, "Input/output error"))),
     "a server forgot the file": (os, "pread", fails(OSError(errno.ESTALE, "Stale file handle"))),
@@ -165,7 +165,7 @@ def test_gc_keeps_what_could_not_be_read(
 ) -> None:
     path = golden(tmp_path / "features")
     if name == "File":  # parsed here
-        monkeypatch.setattr(acceptance, "is_accepted", lambda file: True)
+        monkeypatch.setattr(sandbox, "is_accepted", lambda file: True)
     with monkeypatch.context() as patch:
         patch.setattr(module, name, value)
         status, out, _ = run("cache", "gc", "--damaged", "--superseded", "--delete", "--json")

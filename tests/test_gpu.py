@@ -15,8 +15,8 @@ from conftest import QUICK
 from test_ranks import ROOT
 from test_tuning_ranks import distance, torchrun
 
-from featcache.cache.cache import Cache, find_caches
-from featcache.embedding.embedding import Embedding
+from featcache.cache.cache_file import Cache, find_caches
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import load_backbone
 from finetune.cached_rows import backbone_of
 from heads.logistic import LogisticPath

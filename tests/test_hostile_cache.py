@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from structure_changes import sealed_again
 
-from featcache.build.skeleton import padded
-from featcache.cache import acceptance
-from featcache.cache.cache import Cache, find_caches
-from featcache.cache.stored import CacheFile
+from featcache.build.allocation import padded
+from featcache.cache import sandbox
+from featcache.cache.cache_file import Cache, find_caches
+from featcache.cache.raw_reads import CacheFile
 from featcache.common.errors import CacheError
 
 FUZZ = Path(__file__).with_name("fuzz_cache.py")
@@ -120,11 +120,11 @@ def test_a_crash_of_hdf5_is_an_error_of_one_line(cache: Cache, tmp_path: Path, m
     path = tmp_path / "copy.h5"
     shutil.copy(cache.path, path)
     ending = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    monkeypatch.setattr(acceptance, "_CHILD", ending)
+    monkeypatch.setattr(sandbox, "_CHILD", ending)
     with pytest.raises(CacheError, match=r"copy.h5: parsing it ended a child process \(SIGSEGV\): damaged, or hostile"):
         Cache.open(path)
-    monkeypatch.setattr(acceptance, "_CHILD", "import time; time.sleep(60)")
-    monkeypatch.setattr(acceptance, "WALL_SECONDS", 0.5)
+    monkeypatch.setattr(sandbox, "_CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(sandbox, "WALL_SECONDS", 0.5)
     with pytest.raises(CacheError, match=r"copy.h5: HDF5 did not finish parsing it in 0.5 s"):
         Cache.open(path)
     assert Cache.open(cache.path).path == cache.path  # accepted when it was made: no child
@@ -133,17 +133,17 @@ def test_a_crash_of_hdf5_is_an_error_of_one_line(cache: Cache, tmp_path: Path, m
 def test_the_child_has_limits(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "copy.h5"
     shutil.copy(cache.path, path)
-    greedy = "import featcache.cache.acceptance as a; read = a.read_structure; "
+    greedy = "import featcache.cache.sandbox as a; read = a.read_structure; "
     greedy += "a.read_structure = lambda path: (bytearray({gib} << 30), read(path))[1]; a.child()"
-    monkeypatch.setattr(acceptance, "_CHILD", greedy.format(gib=1))
+    monkeypatch.setattr(sandbox, "_CHILD", greedy.format(gib=1))
     assert Cache.open(path).path == path
     path.touch()
-    monkeypatch.setattr(acceptance, "_CHILD", greedy.format(gib=6))
+    monkeypatch.setattr(sandbox, "_CHILD", greedy.format(gib=6))
     with pytest.raises(CacheError, match="copy.h5: cannot be read"):
         Cache.open(path)
     spin = "def spin(path):\n    while True: pass\n"
-    busy = f"import featcache.cache.acceptance as a\n{spin}a.read_structure, a.CPU_SECONDS = spin, 1\na.child()"
-    monkeypatch.setattr(acceptance, "_CHILD", busy)
+    busy = f"import featcache.cache.sandbox as a\n{spin}a.read_structure, a.CPU_SECONDS = spin, 1\na.child()"
+    monkeypatch.setattr(sandbox, "_CHILD", busy)
     with pytest.raises(CacheError, match=r"ended a child process \(SIG(XCPU|KILL)\)"):
         Cache.open(path)
 
@@ -194,8 +194,8 @@ def test_a_file_is_parsed_here_only_once_it_was_accepted(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed: list[Path] = []
-    from_child = acceptance._from_child
-    monkeypatch.setattr(acceptance, "_from_child", lambda path: parsed.append(path) or from_child(path))
+    from_child = sandbox._from_child
+    monkeypatch.setattr(sandbox, "_from_child", lambda path: parsed.append(path) or from_child(path))
     path = tmp_path / "copy.h5"
     shutil.copy(cache.path, path)
     Cache.open(path)
@@ -203,7 +203,7 @@ def test_a_file_is_parsed_here_only_once_it_was_accepted(
     Cache.open(path)
     assert parsed == [path]
     path.touch()  # anything about the file may have changed
-    assert not acceptance.is_accepted(CacheFile(path))
+    assert not sandbox.is_accepted(CacheFile(path))
     Cache.open(path)
     assert parsed == [path, path]
 

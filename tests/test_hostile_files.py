@@ -28,8 +28,8 @@ from test_runs import RECORD, predictions
 from featcache.cache.canary import Canary, compare
 from featcache.common.errors import UserError
 from featcache.models import weights
-from featcache.sources import images
-from featcache.sources.images import DamagedImageError
+from featcache.sources import decoding
+from featcache.sources.decoding import DamagedImageError
 from heads.plain_data import read_arrays
 from heads.run_canary import read_canary
 from heads.runs import read_run, write_run
@@ -42,7 +42,7 @@ BOMBS = [(ending, name) for ending, builds in ALL.items() for name in builds]
 
 
 def decode(path: Path) -> np.ndarray:
-    return images.decode(images.read(path))
+    return decoding.decode(decoding.read(path))
 
 
 def read(path: Path) -> object:
@@ -203,7 +203,7 @@ KINDS_OF_FILES = [
     "w.pth",
     "stream.pth",
     "w.safetensors",
-    *images.FORMATS,
+    *decoding.FORMATS,
 ]
 
 

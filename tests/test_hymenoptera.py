@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.commands import embed_command
+from featcache.commands import embed as embed_command
 from heads import fit_head_command
 from heads.classifiers import CLASSIFIERS
 

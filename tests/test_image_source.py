@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import draw
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from finetune import image_source
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from heads.rows import load_rows

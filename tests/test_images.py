@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.cache.layout import digest
-from featcache.sources import images
-from featcache.sources.datasets import FileImages
-from featcache.sources.handed_images import handed_images
-from featcache.sources.images import DamagedImageError
+from featcache.cache.file_format import digest
+from featcache.sources import decoding
+from featcache.sources.decoding import DamagedImageError
+from featcache.sources.image_inputs import handed_images
+from featcache.sources.image_sets import FileImages
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -32,25 +32,25 @@ def rgb() -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 def test_lossless_formats_come_back_to_the_bit(rgb: Image.Image, kind: str) -> None:
-    np.testing.assert_array_equal(images.decode(encoded(rgb, kind)), np.asarray(rgb))
+    np.testing.assert_array_equal(decoding.decode(encoded(rgb, kind)), np.asarray(rgb))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_lossy_formats_come_back_close(kind: str) -> None:
     flat = Image.new("RGB", (16, 16), (200, 100, 50))
-    assert np.abs(images.decode(encoded(flat, kind)).astype(int) - (200, 100, 50)).max() <= 4
+    assert np.abs(decoding.decode(encoded(flat, kind)).astype(int) - (200, 100, 50)).max() <= 4
 
 
 def test_grey_stays_one_channel() -> None:
     grey = Image.new("L", (5, 4), 77)
-    np.testing.assert_array_equal(images.decode(encoded(grey, "PNG")), np.full((4, 5), 77))
-    assert images.decode(encoded(grey.convert("1"), "PNG")).shape == (4, 5)
+    np.testing.assert_array_equal(decoding.decode(encoded(grey, "PNG")), np.full((4, 5), 77))
+    assert decoding.decode(encoded(grey.convert("1"), "PNG")).shape == (4, 5)
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     wide = Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16))
-    np.testing.assert_array_equal(images.decode(encoded(wide, "PNG")), [[0, 1, 128, 255]])
-    np.testing.assert_array_equal(images.decode(encoded(wide, "TIFF")), [[0, 1, 128, 255]])
+    np.testing.assert_array_equal(decoding.decode(encoded(wide, "PNG")), [[0, 1, 128, 255]])
+    np.testing.assert_array_equal(decoding.decode(encoded(wide, "TIFF")), [[0, 1, 128, 255]])
 
 
 def test_every_value_of_sixteen_bits_is_rounded_to_the_nearest_of_eight() -> None:
@@ -59,9 +59,9 @@ def test_every_value_of_sixteen_bits_is_rounded_to_the_nearest_of_eight() -> Non
     for mode in ("I;16", "I"):  # as Pillow reads 16-bit PNGs today, and as it did until release 10
         image = Image.frombytes("I;16", (256, 256), every.tobytes()).convert(mode)
         image.format = "PNG"
-        np.testing.assert_array_equal(images.eight_bits(image), expected)
+        np.testing.assert_array_equal(decoding.eight_bits(image), expected)
     portable = b"P5 256 256 65535\n" + every.astype(">u2").tobytes()  # of mode I
-    np.testing.assert_array_equal(images.decode(portable), expected)
+    np.testing.assert_array_equal(decoding.decode(portable), expected)
     handed = handed_images([Image.open(io.BytesIO(portable)), Image.fromarray(every.astype(np.int32))]).images.read(
         [0, 1]
     )
@@ -79,9 +79,9 @@ def grey_tiff(bits: int, samples: bytes, *, sample_format: int = 1) -> bytes:
 
 def test_twelve_bits_are_scaled_by_their_own_range() -> None:
     black_and_white, nearly = bytes([0x00, 0x0F, 0xFF]), bytes([0x80, 0x08, 0x00])
-    np.testing.assert_array_equal(images.decode(grey_tiff(12, black_and_white)), [[0, 255]])
-    np.testing.assert_array_equal(images.decode(grey_tiff(12, nearly)), [[128, 128]])
-    np.testing.assert_array_equal(images.decode(grey_tiff(16, np.uint16([257, 65535]).tobytes())), [[1, 255]])
+    np.testing.assert_array_equal(decoding.decode(grey_tiff(12, black_and_white)), [[0, 255]])
+    np.testing.assert_array_equal(decoding.decode(grey_tiff(12, nearly)), [[128, 128]])
+    np.testing.assert_array_equal(decoding.decode(grey_tiff(16, np.uint16([257, 65535]).tobytes())), [[1, 255]])
 
 
 @pytest.mark.parametrize(("bits", "sample_format"), [(32, 1), (32, 2), (16, 2)])
@@ -89,37 +89,37 @@ def test_integers_without_an_agreed_range_are_refused(bits: int, sample_format: 
     values = np.array([0, 255], dtype=f"<{'xui'[sample_format]}{bits // 8}")
     reason = "32-bit or signed integers have no agreed range: save it with 8 or 16 bits, unsigned"
     with pytest.raises(DamagedImageError, match=f"^{reason}$"):
-        images.decode(grey_tiff(bits, values.tobytes(), sample_format=sample_format))
+        decoding.decode(grey_tiff(bits, values.tobytes(), sample_format=sample_format))
     with pytest.raises(DamagedImageError, match=f"^{reason}$"):
-        images.eight_bits(Image.fromarray(np.array([[0, 255]], np.int32)))
+        decoding.eight_bits(Image.fromarray(np.array([[0, 255]], np.int32)))
 
 
 def test_transparency_is_laid_on_white() -> None:
     clear = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
     clear.putpixel((1, 0), (10, 20, 30, 255))
-    np.testing.assert_array_equal(images.decode(encoded(clear, "PNG")), [[[255, 255, 255], [10, 20, 30]]])
+    np.testing.assert_array_equal(decoding.decode(encoded(clear, "PNG")), [[[255, 255, 255], [10, 20, 30]]])
     palette = clear.convert("RGB").quantize(2)
     palette.info["transparency"] = palette.getpixel((0, 0))
-    assert (images.decode(encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))) == 255).all()
+    assert (decoding.decode(encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))) == 255).all()
 
 
 def test_palettes_become_their_colours(rgb: Image.Image) -> None:
     two = Image.new("P", (2, 1))
     two.putpalette([255, 0, 0, 0, 0, 255])
     two.putpixel((1, 0), 1)
-    np.testing.assert_array_equal(images.decode(encoded(two, "PNG")), [[[255, 0, 0], [0, 0, 255]]])
+    np.testing.assert_array_equal(decoding.decode(encoded(two, "PNG")), [[[255, 0, 0], [0, 0, 255]]])
 
 
 def test_cmyk_becomes_rgb() -> None:
     cyan = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
-    mean = images.decode(encoded(cyan, "JPEG")).mean((0, 1))
+    mean = decoding.decode(encoded(cyan, "JPEG")).mean((0, 1))
     assert mean[0] < 30 < 200 < min(mean[1:])
 
 
 def test_exif_rotation_is_applied(rgb: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rows are columns
-    np.testing.assert_array_equal(images.decode(encoded(rgb, "PNG", exif=exif)), np.rot90(np.asarray(rgb), -1))
+    np.testing.assert_array_equal(decoding.decode(encoded(rgb, "PNG", exif=exif)), np.rot90(np.asarray(rgb), -1))
 
 
 @pytest.mark.parametrize(
@@ -136,28 +136,28 @@ def test_exif_rotation_is_applied(rgb: Image.Image) -> None:
 )
 def test_what_is_no_whole_image_is_told(data: bytes, reason: str) -> None:
     with pytest.raises(DamagedImageError, match=reason):
-        images.decode(data)
+        decoding.decode(data)
 
 
 def test_a_bomb_is_refused_whatever_pillows_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     side = 13_378  # squared, the first above the limit
-    assert (side - 1) ** 2 <= images.MAX_PIXELS < side**2
+    assert (side - 1) ** 2 <= decoding.MAX_PIXELS < side**2
     data = encoded(Image.new("1", (side, side)), "PNG")
     for limit in (None, Image.MAX_IMAGE_PIXELS, 100):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(DamagedImageError, match="bomb"):
-            images.decode(data)
+            decoding.decode(data)
     with pytest.raises(DamagedImageError, match="bomb"):  # the lower of both limits holds
-        images.decode(encoded(Image.new("RGB", (99, 99)), "PNG"))
+        decoding.decode(encoded(Image.new("RGB", (99, 99)), "PNG"))
 
 
 def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     path.write_bytes(encoded(Image.new("RGB", (9, 9)), "JPEG"))
-    os.truncate(path, images.MAX_FILE_BYTES)
-    assert images.decode(images.read(path)).shape == (9, 9, 3)
-    os.truncate(path, images.MAX_FILE_BYTES + 1)
-    for reading in (images.read, images.file_digest):
+    os.truncate(path, decoding.MAX_FILE_BYTES)
+    assert decoding.decode(decoding.read(path)).shape == (9, 9, 3)
+    os.truncate(path, decoding.MAX_FILE_BYTES + 1)
+    for reading in (decoding.read, decoding.file_digest):
         with pytest.raises(DamagedImageError, match="268,435,457 bytes, above the limit of 268,435,456"):
             reading(path)
 
@@ -165,7 +165,7 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
 def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     for size in (0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1):
         (tmp_path / "x").write_bytes(os.urandom(size))
-        assert images.file_digest(tmp_path / "x") == digest(images.read(tmp_path / "x"))
+        assert decoding.file_digest(tmp_path / "x") == digest(decoding.read(tmp_path / "x"))
 
 
 def test_what_is_no_regular_file_does_not_hang_the_job(tmp_path: Path) -> None:
@@ -192,4 +192,4 @@ def test_what_is_no_regular_file_does_not_hang_the_job(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_a_damaged_image(tmp_path: Path) -> None:
     with pytest.raises(DamagedImageError, match="cannot be read: No such file"):
-        images.read(tmp_path / "gone.jpg")
+        decoding.read(tmp_path / "gone.jpg")

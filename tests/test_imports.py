@@ -49,12 +49,12 @@ def test_only_commands_parse_arguments_or_print(package: str) -> None:
 LIGHTEST = ["heads.saved", "heads.linear_probe", "heads.evidence.metrics", "heads.selection"]
 #: What imports neither torch nor scikit-learn, in the order of the floors.
 LIGHT = [
-    "featcache", "heads", "featcache.cache.cache", "featcache.build.builder", "featcache.sources.datasets",
+    "featcache", "heads", "featcache.cache.cache_file", "featcache.build.builder", "featcache.sources.image_sets",
     "featcache.maintenance.inventory", "featcache.maintenance.garbage", "featcache.maintenance.export",
     "heads.head_run", "heads.serving.inputs", "heads.serving.resumable_file", "heads.serving.predictions",
     "heads.audit.audit", "finetune", "finetune.planning", "finetune.settings", "finetune.rates",
-    "finetune.comparison.results", "finetune.comparison.recipe", "featcache.commands.embed_command",
-    "featcache.commands.cache_command", "heads.fit_head_command", "heads.serving.export_command",
+    "finetune.comparison.results", "finetune.comparison.recipe", "featcache.commands.embed",
+    "featcache.commands.cache", "heads.fit_head_command", "heads.serving.export_command",
     "heads.serving.predict_command", "heads.audit.audit_command", "finetune.finetune_command",
     "finetune.comparison.compare_command",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UsageError
 from finetune.cached_rows import TuningRows, backbone_of, tuning_rows
 from finetune.interpolation import between, interpolate

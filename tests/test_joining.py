@@ -10,11 +10,11 @@ import pytest
 from conftest import BACKBONE, draw
 from row_checks import VIEWS, Embed, MakeFolder, assert_same, by_id
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UsageError, UserError
 from featcache.models.backbones import Backbone, load_backbone
-from featcache.sources.augmentation import Augmentation
-from featcache.sources.datasets import load_dataset
+from featcache.sources.augmented_views import Augmentation
+from featcache.sources.image_sets import load_dataset
 from featcache.tables.subset import Subset
 from heads.joined_features import JoinedFeatures
 from heads.rows import load_rows

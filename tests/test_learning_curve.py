@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UsageError, UserError
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from heads.evidence.metrics import wilson
 from heads.head_run import fit_head
 from heads.learning_curve import (

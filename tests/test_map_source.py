@@ -11,7 +11,7 @@ from making import flip
 from trunks import CPU
 from tuning import torchvision_model
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import CacheError
 from finetune import map_source
 from finetune.map_source import CachedMaps, MapSource

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.cache import layout
-from featcache.common import memory
-from featcache.common.memory import remembered_digests
+from featcache.cache import file_format
+from featcache.common import user_cache
+from featcache.common.user_cache import remembered_digests
 
 Files = tuple[Path, list[str], Callable[[str], bytes], list[str]]
 
@@ -28,14 +28,14 @@ def files(tmp_path: Path) -> Files:
 
     def digest(name: str) -> bytes:
         read.append(name)
-        return layout.digest((tmp_path / name).read_bytes())
+        return file_format.digest((tmp_path / name).read_bytes())
 
-    time.sleep(memory._RACY_NS / 1e9 + 0.1)
+    time.sleep(user_cache._RACY_NS / 1e9 + 0.1)
     return tmp_path, names, digest, read
 
 
 def fresh(root: Path, names: list[str]) -> np.ndarray:
-    return np.stack([np.frombuffer(layout.digest((root / name).read_bytes()), np.uint8) for name in names])
+    return np.stack([np.frombuffer(file_format.digest((root / name).read_bytes()), np.uint8) for name in names])
 
 
 def test_only_what_changed_is_read_again(files: Files) -> None:
@@ -76,7 +76,7 @@ def test_a_file_that_has_just_been_written_is_not_relied_on(files: Files) -> Non
 def test_damaged_memory_is_passed_over(files: Files) -> None:
     root, names, digest, read = files
     remembered_digests(root, names, digest)
-    for path in (memory.folder() / "digests").iterdir():
+    for path in (user_cache.folder() / "digests").iterdir():
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
@@ -111,7 +111,7 @@ def test_memory_that_cannot_be_written_is_done_without(files: Files, monkeypatch
 
 
 def test_what_several_processes_remember_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_RACY_NS", 0)
+    monkeypatch.setattr(user_cache, "_RACY_NS", 0)
     names = [f"{i}.bin" for i in range(40)]
     for name in names:
         (tmp_path / name).write_bytes(name.encode())

@@ -16,8 +16,8 @@ import pytest
 import torch
 from conftest import BACKBONE, QUICK, draw
 
-from featcache.commands import embed_command
-from featcache.sources.images import decode
+from featcache.commands import embed as embed_command
+from featcache.sources.decoding import decode
 from featcache.sources.preprocessing import Preprocessing
 from heads import fit_head_command
 from heads.evidence.metrics import softmax

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from featcache.cache import pictures
-from featcache.cache.layout import digest
-from featcache.sources import images
+from featcache.cache.file_format import digest
+from featcache.sources import decoding
 
 #: By name: the content digest, the decoded shape.
 EXPECTED = {
@@ -35,7 +35,7 @@ def test_their_bytes_are_pinned_in_order(by_name: dict[str, bytes]) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_each_decodes_and_has_contrast(by_name: dict[str, bytes], name: str) -> None:
-    pixels = images.decode(by_name[name])
+    pixels = decoding.decode(by_name[name])
     assert pixels.shape == EXPECTED[name][1]
     assert pixels.dtype == np.uint8
     assert pixels.std() > 30

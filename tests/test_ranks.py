@@ -22,15 +22,15 @@ from conftest import BACKBONE
 from forking import GO_ON, Forked, embed_slowly, fork_command, fork_ranks
 from making import contents, rows_that_count, wait_for_rows
 
+from featcache.build.block_assignment import share_of
 from featcache.build.builder import CacheBuilder
-from featcache.build.shares import share_of
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.cache.canary import Canary
-from featcache.commands import embed_command
+from featcache.commands import embed as embed_command
 from featcache.common import locks
 from featcache.common.errors import CacheError, UserError
 from featcache.common.ranks import ALONE, Ranks
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 
 Run = Callable[..., tuple[int, str, str]]
 Process = subprocess.Popen[str] | Forked

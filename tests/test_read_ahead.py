@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from featcache.common.read_ahead import read_ahead
+from featcache.common.prefetch import read_ahead
 
 WORKERS = [0, 1, 3]
 

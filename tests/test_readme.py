@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from featcache.cache.cache import Cache
-from featcache.sources.named_sets import NAMES
+from featcache.cache.cache_file import Cache
+from featcache.sources.torchvision_sets import NAMES
 from heads.classifiers import CLASSIFIERS
 
 ROOT = Path(__file__).resolve().parents[1]

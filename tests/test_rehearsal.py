@@ -15,10 +15,10 @@ from torch import nn
 from trained import assert_same, stop_at
 from tuning import CPU, TensorSource, pictures, plan_for, quick, tiny, weights_of
 
-from featcache.cache.cache import Cache
-from featcache.embedding.embedding import Embedding
+from featcache.cache.cache_file import Cache
+from featcache.embedding.job import Embedding
 from featcache.models.stages import StagedModel
-from featcache.sources.datasets import load_dataset
+from featcache.sources.image_sets import load_dataset
 from finetune import training
 from finetune.rehearsal import Rehearsal, Rehearsed, rehearsed_rows
 from finetune.settings import Settings

@@ -19,7 +19,7 @@ from browsing import probed
 from comparing import HOSTILE, compared_pictures
 from conftest import BACKBONE
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UsageError, UserError
 from finetune.comparison import report
 from finetune.comparison.page.drawn_runs import read_finished

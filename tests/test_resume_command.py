@@ -10,10 +10,10 @@ import pytest
 from conftest import BACKBONE
 from making import Stop
 
-from featcache.cache.cache import Cache
-from featcache.commands import embed_command
+from featcache.cache.cache_file import Cache
+from featcache.commands import embed as embed_command
 from featcache.common import locks
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
@@ -29,7 +29,7 @@ def asked(folder: Path, run: Run) -> Callable[..., Path]:
 
     def begin(*argv: object, record: list[str] | None = None, begun_in: Path | None = None) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("featcache.embedding.filling.BatchReader", lambda **_: (_ for _ in ()).throw(Stop))
+            patch.setattr("featcache.embedding.embed_rows.BatchReader", lambda **_: (_ for _ in ()).throw(Stop))
             if record is not None or begun_in is not None:
                 patch.setattr(
                     Embedding,

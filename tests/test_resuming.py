@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from making import assert_equal_to_a_fresh_build, numbered, stopped, with_other_weights
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError
 from featcache.common.locks import partial_path
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
-from featcache.sources import images
+from featcache.sources import decoding
 
 Embed = Callable[..., Embedding]
 
@@ -104,17 +104,17 @@ def test_a_build_that_cannot_be_begun_anew_leaves_what_was_there(
 def test_a_row_that_failed_once_and_not_again_is_not_told_of(
     embed: Embed, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, calls = images.decode, []
+    decode, calls = decoding.decode, []
 
     def short_of_memory(data: bytes) -> np.ndarray:
         calls.append(data)
         if len(calls) <= 3:
-            raise images.DamagedImageError("damaged: out of memory")
+            raise decoding.DamagedImageError("damaged: out of memory")
         if len(calls) == 5:
             raise KeyboardInterrupt
         return decode(data)
 
-    monkeypatch.setattr(images, "decode", short_of_memory)
+    monkeypatch.setattr(decoding, "decode", short_of_memory)
     work = embed(folder, batch_size=3)
     with pytest.raises(KeyboardInterrupt):
         work.run()

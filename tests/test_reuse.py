@@ -14,11 +14,11 @@ from making import assert_equal_to_a_fresh_build, numbered, with_other_weights
 
 from featcache.common.errors import CacheError
 from featcache.common.locks import partial_path
-from featcache.embedding import embedding as embedding_module
-from featcache.embedding.embedding import Embedding
-from featcache.embedding.passes import TrunkPasses
+from featcache.embedding import job as embedding_module
+from featcache.embedding.forward_passes import TrunkPasses
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
-from featcache.sources.datasets import load_dataset
+from featcache.sources.image_sets import load_dataset
 from featcache.tables.subset import Subset
 
 Embed = Callable[..., Embedding]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from featcache.common.errors import UserError
-from featcache.sources.datasets import load_dataset
+from featcache.sources.image_sets import load_dataset
 
 CLASSES = ("cat", "dog")
 

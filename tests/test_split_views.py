@@ -13,11 +13,11 @@ import torch
 from making import flip
 from torch.utils.data import DataLoader
 
-from featcache.cache import torch_data
-from featcache.cache.cache import Cache
-from featcache.cache.tables import COLUMNS, columns
+from featcache.cache import torch_dataset
+from featcache.cache.cache_file import Cache
+from featcache.cache.frames import COLUMNS, columns
 from featcache.common.errors import CacheError, UserError
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 
 Embed = Callable[..., Embedding]
 
@@ -30,9 +30,9 @@ def dirty(folder: Path, embed: Embed) -> Cache:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # as PyTorch's DataLoader forks
-@pytest.mark.parametrize("kept_bytes", [torch_data.KEPT_BYTES, 0])
+@pytest.mark.parametrize("kept_bytes", [torch_dataset.KEPT_BYTES, 0])
 def test_pairs_are_the_usable_rows(dirty: Cache, monkeypatch: pytest.MonkeyPatch, kept_bytes: int) -> None:
-    monkeypatch.setattr(torch_data, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(torch_dataset, "KEPT_BYTES", kept_bytes)
     split = dirty.splits["train"]
     dataset = split.torch_dataset()
     assert len(dataset) == 39

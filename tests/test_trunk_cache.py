@@ -15,8 +15,8 @@ from trained import timeless
 from trunks import CPU, SGD, chosen, headed, rows_of
 from tuning import plan_for
 
-from featcache.cache.cache import Cache, find_caches
-from featcache.embedding.embedding import Embedding
+from featcache.cache.cache_file import Cache, find_caches
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
 from featcache.models.stages import StagedModel
 from finetune.cached_rows import TuningRows, tuning_rows

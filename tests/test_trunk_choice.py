@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trunks import chosen, headed
 from tuning import plan_for
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UsageError
 from featcache.models.stages import StagedModel
 from finetune import trunk_choice

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from conftest import BACKBONE, QUICK, draw
 
-from featcache.cache.cache import find_caches
+from featcache.cache.cache_file import find_caches
 from featcache.common.errors import UserError
 from featcache.models.backbones import load_backbone
 from heads.rows import load_rows

@@ -21,7 +21,7 @@ from test_ranks import ROOT, pid_of_rank, start
 from torch import Tensor, nn
 from tuning import pictures, plan_for, tiny
 
-from featcache.cache.cache import Cache, find_caches
+from featcache.cache.cache_file import Cache, find_caches
 from featcache.common.errors import UserError
 from featcache.common.ranks import Ranks
 from featcache.models.backbones import load_backbone

@@ -10,10 +10,10 @@ import pytest
 import torch
 from making import noise
 
-from featcache.embedding import verdict
-from featcache.embedding.embedding import Embedding
-from featcache.embedding.filling import Filled
-from featcache.embedding.verdict import STEPS, judge
+from featcache.embedding import throughput
+from featcache.embedding.embed_rows import Filled
+from featcache.embedding.job import Embedding
+from featcache.embedding.throughput import STEPS, judge
 
 Embed = Callable[..., Embedding]
 Run = Callable[..., tuple[int, str, str]]
@@ -45,8 +45,8 @@ def filled(*, waited: float = 0.0, **seconds: float) -> Filled:
 def test_the_bottleneck_is_named_with_what_would_help(
     embed: Embed, monkeypatch: pytest.MonkeyPatch, times: dict[str, float], settings: dict[str, object], advice: str
 ) -> None:
-    monkeypatch.setattr(verdict, "n_cores", lambda: 4)
-    monkeypatch.setattr(verdict, "fast_precision", lambda device: "bf16")
+    monkeypatch.setattr(throughput, "n_cores", lambda: 4)
+    monkeypatch.setattr(throughput, "fast_precision", lambda device: "bf16")
     told = judge(embed(noise(4), **settings), filled(**times))
     assert told is not None
     assert advice in told.bottleneck

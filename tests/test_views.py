@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import QUICK
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
-from featcache.sources.augmentation import Augmentation
-from featcache.sources.datasets import load_dataset
+from featcache.sources.augmented_views import Augmentation
+from featcache.sources.image_sets import load_dataset
 from featcache.tables.subset import Subset
 
 Embed = Callable[..., Embedding]
@@ -96,7 +96,7 @@ def test_the_bytes_are_told_and_too_many_are_refused_before_anything_is_read(
 ) -> None:
     work = embed(folder, max_gb=9e-6)
     assert work.feature_bytes == 52 * 96 * 2
-    monkeypatch.setattr("featcache.sources.datasets.FileImages.digests", None)
+    monkeypatch.setattr("featcache.sources.image_sets.FileImages.digests", None)
     with pytest.raises(UserError, match="52 rows of 96 take 9,984 bytes, more than --max-gb 9e-06: raise it"):
         work.run()
     status, out, err = run("embed", *QUICK, "--cut", "stem", "--views", 40, "--max-gb", 0.01)

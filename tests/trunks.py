@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.models.backbones import Backbone
 from finetune.cached_rows import backbone_of
 from finetune.new_head import replace_head

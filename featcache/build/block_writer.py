@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.build.skeleton import padded, write_at
-from featcache.cache import layout
-from featcache.cache.stored import Stored
+from featcache.build.allocation import padded, write_at
+from featcache.cache import file_format
+from featcache.cache.raw_reads import Stored
 from featcache.common.disk import explained
 from featcache.common.errors import UserError
 from featcache.common.locks import join, take_over
@@ -75,11 +75,11 @@ class BlockWriter:
 
     def write_block(self, split: str, block: int, start: int, values: Mapping[str, Array]) -> None:
         """Write all data sets of a block that begins at row ``start``; it counts after the next commit."""
-        checksums = np.zeros(1, layout.CHECKSUMS)
+        checksums = np.zeros(1, file_format.CHECKSUMS)
         with explained(self._folder):
             for name, part in values.items():
                 exact = self._write_rows(split, name, start, part)
-                checksums[name] = np.frombuffer(layout.checksum(exact), np.uint8)
+                checksums[name] = np.frombuffer(file_format.checksum(exact), np.uint8)
         self._uncommitted.append((split, block, checksums))
 
     def write_origin(self, split: str, start: int, origin: NDArray[np.uint8]) -> None:
@@ -98,8 +98,8 @@ class BlockWriter:
         messages = self._messages.setdefault(split, {})
         with explained(self._folder):
             for row_id, message in errors.items():
-                text = message.encode()[: layout.MESSAGE_SIZE].decode(errors="ignore")
-                if len(messages) < layout.MAX_ERRORS:
+                text = message.encode()[: file_format.MESSAGE_SIZE].decode(errors="ignore")
+                if len(messages) < file_format.MAX_ERRORS:
                     messages[row_id] = text
                 slot = next(slots, None) if row_id.encode() not in told else None
                 if slot is not None:
@@ -112,7 +112,7 @@ class BlockWriter:
         self._messages = {}
         for split in self._stored if self._ranks.is_first else ():
             each = [told.get(split, {}).items() for told in gathered]
-            self._messages[split] = dict(islice(chain(*each), layout.MAX_ERRORS))
+            self._messages[split] = dict(islice(chain(*each), file_format.MAX_ERRORS))
 
     def tidy_errors(self, split: str, failed: Sequence[bytes]) -> None:
         """Leave the records of these ids, in this order: a row may have failed once and not again."""

@@ -1,6 +1,6 @@
 """Features in, row by row; a sealed cache file out, or one in the making that the next build goes on with.
 
-The file is created whole under another name, its space reserved (``featcache.build.skeleton``), then written block by
+The file is created whole under another name, its space reserved (``featcache.build.allocation``), then written block by
 block (``featcache.build.block_writer``). Sealing is one more write and an atomic rename. Of several ranks the first
 makes, checks and seals the file, and each writes its share of the blocks.
 """
@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.build import beginning
-from featcache.build.beginning import Begun
+from featcache.build import resuming
+from featcache.build.block_assignment import OthersRows, share_of
 from featcache.build.block_writer import BlockWriter
-from featcache.build.open_block import OpenBlock
+from featcache.build.pending_block import OpenBlock
 from featcache.build.plan import Plan
+from featcache.build.preflight import finished_cache
+from featcache.build.resuming import Begun
 from featcache.build.reuse import Wanted
-from featcache.build.safeguards import finished_cache
-from featcache.build.shares import OthersRows, share_of
-from featcache.cache import acceptance, layout
-from featcache.cache.cache import stored_data_sets, stored_root_digest
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache import file_format, sandbox
+from featcache.cache.cache_file import stored_data_sets, stored_root_digest
 from featcache.cache.canary import Canary
-from featcache.cache.stored import CacheFile
-from featcache.cache.structure import read_structure
+from featcache.cache.hdf5_structure import read_structure
+from featcache.cache.raw_reads import CacheFile
+from featcache.cache.split import CachedSplit
 from featcache.common.disk import explained, sync_folder
 from featcache.common.errors import CacheError
 from featcache.common.locks import aside_paths
@@ -99,11 +99,11 @@ class CacheBuilder:
         wanted = Wanted(plan.encoder_fingerprint, canary, str(plan.encoder["precision"]))
         if ranks.is_first:
             with explained(path.parent):
-                begun = beginning.begin(path, plan, provenance, wanted)
+                begun = resuming.begin(path, plan, provenance, wanted)
                 builder = cls(path, plan, begun, ranks=ranks, on_wait=on_wait)
             ranks.share(builder.partial.name)
             return builder
-        begun = beginning.join(path.with_name(ranks.share(None)), provenance, wanted)
+        begun = resuming.join(path.with_name(ranks.share(None)), provenance, wanted)
         with explained(path.parent):
             return cls(path, plan, begun, ranks=ranks, on_wait=on_wait)
 
@@ -219,7 +219,7 @@ class CacheBuilder:
         """Whether the checksums of a block are those of the rows that it should hold."""
         told = split.checksums[block]
         planned = self._planned(split.name, *split.rows_of(block))
-        return all(told[name].tobytes() == layout.checksum(values) for name, values in planned.items())
+        return all(told[name].tobytes() == file_format.checksum(values) for name, values in planned.items())
 
     def _planned(self, name: str, start: int, stop: int) -> dict[str, Array]:
         """What is known of rows without their images."""
@@ -264,7 +264,7 @@ class CacheBuilder:
         finished_cache(self.path, self.plan)
         assert not any(self._pending.values())  # the last look has compared every block with its checksum
         for name, split in self._splits.items():
-            failed = np.flatnonzero(split.status != layout.OK).tolist()
+            failed = np.flatnonzero(split.status != file_format.OK).tolist()
             self._writer.tidy_errors(name, [self.plan.splits[name].encoded_ids[row] for row in failed])
         sealed = {**self.provenance, "sealed": True, "created": _now(), "cost": self._cost(seconds)}
         sealed["root_digest"] = stored_root_digest(self._structure, sealed, self._stored)
@@ -272,7 +272,7 @@ class CacheBuilder:
             self._writer.seal(sealed)
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
-        acceptance.accept(CacheFile(self.path), sealed["root_digest"])
+        sandbox.accept(CacheFile(self.path), sealed["root_digest"])
         for aside in aside_paths(self.path):
             aside.unlink(missing_ok=True)
         return self.path

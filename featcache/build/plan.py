@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class PlannedRows:
         """How the fingerprint tells these rows from others, their order included."""
         return {
             "rows": len(self.ids),
-            "ids": layout.digest("\n".join(self.ids).encode()).hex(),
-            "labels": layout.digest(self.labels.astype("<i8")).hex(),
-            "content": layout.digest(self.content).hex(),
+            "ids": file_format.digest("\n".join(self.ids).encode()).hex(),
+            "labels": file_format.digest(self.labels.astype("<i8")).hex(),
+            "content": file_format.digest(self.content).hex(),
         }
 
 
@@ -60,7 +60,7 @@ class Plan:
     def fingerprint(self) -> str:
         rows = {name: split.digest() for name, split in self.splits.items()}
         told = {"encoder": dict(self.encoder), "source": dict(self.source), "rows": rows, "classes": self.class_names}
-        return layout.fingerprint(told)
+        return file_format.fingerprint(told)
 
     @property
     def content(self) -> NDArray[np.uint8]:
@@ -83,15 +83,15 @@ class Plan:
     @property
     def block_rows(self) -> int:
         """Rows that share a checksum."""
-        return layout.block_rows(layout.n_bytes(np.dtype(self.encoder["storage"]), self.feature_shape))
+        return file_format.block_rows(file_format.n_bytes(np.dtype(self.encoder["storage"]), self.feature_shape))
 
     @property
     def attributes(self) -> dict[str, Any]:
         """The root attributes of the file, as JSON values."""
         return {
-            "format": layout.FORMAT,
-            "format_version": layout.FORMAT_VERSION,
-            "encoder": layout.canonical_json(self.encoder),
+            "format": file_format.FORMAT,
+            "format_version": file_format.FORMAT_VERSION,
+            "encoder": file_format.canonical_json(self.encoder),
             "encoder_fingerprint": self.encoder_fingerprint,
             "class_names": list(self.class_names),
             "block_rows": self.block_rows,
@@ -99,14 +99,16 @@ class Plan:
 
     @property
     def encoder_fingerprint(self) -> str:
-        return layout.fingerprint(self.encoder)
+        return file_format.fingerprint(self.encoder)
 
-    def data_sets(self, canary_ids: tuple[str, ...]) -> layout.DataSets:
+    def data_sets(self, canary_ids: tuple[str, ...]) -> file_format.DataSets:
         """The type and shape of each data set of the file, by path."""
         shared: dict[str, Any] = {"feature_shape": self.feature_shape, "storage": str(self.encoder["storage"])}
         id_size = max(len(name.encode()) for name in canary_ids)
-        parts = {"canary": layout.canary_data_sets(len(canary_ids), id_size=id_size, **shared)}
+        parts = {"canary": file_format.canary_data_sets(len(canary_ids), id_size=id_size, **shared)}
         for name, rows in self.splits.items():
             id_size = rows.encoded_ids.dtype.itemsize
-            parts[name] = layout.split_data_sets(len(rows.ids), id_size=id_size, block_rows=self.block_rows, **shared)
+            parts[name] = file_format.split_data_sets(
+                len(rows.ids), id_size=id_size, block_rows=self.block_rows, **shared
+            )
         return {f"{group}/{name}": part for group, each in parts.items() for name, part in each.items()}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache, find_caches
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache, find_caches
 from featcache.cache.canary import Canary, Drift, compare, stored_canary
 from featcache.common.errors import CacheError
 
@@ -42,7 +42,7 @@ class _Source:
                 except CacheError:
                     continue  # damaged: bin/cache verify tells
                 start, stop = split.rows_of(block)
-                usable = (status == layout.OK) & content.any(axis=1)
+                usable = (status == file_format.OK) & content.any(axis=1)
                 keys.append(_keys(content)[usable])
                 splits.append(np.full(usable.sum(), number))
                 rows.append(np.arange(start, stop)[usable])
@@ -129,7 +129,7 @@ class KnownRows:
                 continue
             missing &= ~here
             sources.append(source)
-        return cls(sources[: layout.MAX_SOURCES], drifted)
+        return cls(sources[: file_format.MAX_SOURCES], drifted)
 
     @classmethod
     def reopen(cls, folder: Path, told: Sequence[Mapping[str, Any]], wanted: Wanted) -> KnownRows:

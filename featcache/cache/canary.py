@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 
 Array = NDArray[Any]
 

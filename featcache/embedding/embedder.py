@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from featcache.cache.layout import STORAGES
+from featcache.cache.file_format import STORAGES
 from featcache.common.errors import UsageError, one_of
 from featcache.common.machine import choose_device, n_cores
-from featcache.embedding.embedding import Embedding
-from featcache.embedding.encoder import NO_IMAGES, Encoder
 from featcache.embedding.feature_store import FeatureStore
+from featcache.embedding.frozen_encoder import NO_IMAGES, Encoder
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import load_backbone
-from featcache.sources.handed_images import handed_images
+from featcache.sources.image_inputs import handed_images
 
 #: Below ``cache_dir``, where what was embedded is kept.
 STORE = "embedder"

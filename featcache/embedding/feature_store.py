@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.build.reuse import KnownRows
-from featcache.cache import layout
-from featcache.cache.cache import Cache, find_caches
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache, find_caches
 from featcache.common.errors import CacheError
 from featcache.common.locks import building
-from featcache.embedding.encoder import SPLIT, Encoder
+from featcache.embedding.frozen_encoder import SPLIT, Encoder
 from featcache.maintenance.garbage import delete, judged
-from featcache.sources.handed_images import DistinctImages, damaged
+from featcache.sources.image_inputs import DistinctImages, damaged
 
 #: What the command of a store's caches begins with, so that other commands pass over them.
 COMMAND = "Embedder"
@@ -98,11 +98,11 @@ class FeatureStore:
             if each.path != cache.path:
                 _delete(each, f"its rows are in {cache.path.name}")
         made = cache.splits[SPLIT]
-        failed = np.flatnonzero(made.status[:n_new] != layout.OK).tolist()
+        failed = np.flatnonzero(made.status[:n_new] != file_format.OK).tolist()
         if failed:
-            if (made.status != layout.OK).all():
+            if (made.status != file_format.OK).all():
                 _delete(cache, "it holds no features")
-            reasons = {row: layout.STATUS_NAMES.get(int(made.status[row]), "no features") for row in failed}
+            reasons = {row: file_format.STATUS_NAMES.get(int(made.status[row]), "no features") for row in failed}
             raise damaged({new.names[row]: made.errors.get(made.ids[row], reason) for row, reason in reasons.items()})
 
     def _smaller(self, n_rows: int) -> list[Cache]:
@@ -125,11 +125,11 @@ class FeatureStore:
 def _whole(cache: Cache) -> NDArray[np.uint8]:
     """The contents of the rows that have features, (n, 16)."""
     split = cache.splits[SPLIT]
-    return split.content[split.status == layout.OK]
+    return split.content[split.status == file_format.OK]
 
 
 def _keys(content: NDArray[np.uint8]) -> NDArray[Any]:
-    return np.ascontiguousarray(content).view(f"V{layout.DIGEST_SIZE}").reshape(-1)
+    return np.ascontiguousarray(content).view(f"V{file_format.DIGEST_SIZE}").reshape(-1)
 
 
 def _delete(cache: Cache, reason: str) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
+from featcache.cache.split import CachedSplit
 from featcache.maintenance.inventory import rows_done
 
 
@@ -52,7 +52,7 @@ def _rows(cache: Cache, split: CachedSplit) -> dict[str, Any]:
     unlabelled = sum(count for label, count in of_label.items() if label < 0)
     damaged = [
         {"id": split.ids[row], "reason": split.errors.get(split.ids[row]) or status_name(int(split.status[row]))}
-        for row in np.flatnonzero(split.status != layout.OK).tolist()
+        for row in np.flatnonzero(split.status != file_format.OK).tolist()
     ]
     return {
         "classes": of_class,
@@ -74,4 +74,4 @@ def _origin(cache: Cache, split: CachedSplit) -> list[dict[str, Any]]:
 
 def status_name(status: int) -> str:
     """What a row's status means."""
-    return layout.STATUS_NAMES.get(status, f"status {status}")
+    return file_format.STATUS_NAMES.get(status, f"status {status}")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
+from featcache.cache.split import CachedSplit
 
 #: What a field that one side does not have is told as.
 ABSENT = "absent"
@@ -92,7 +92,7 @@ def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "
         one, other = a.get(key, ABSENT), b.get(key, ABSENT)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found |= differing_fields(one, other, f"{prefix}{key}.")
-        elif layout.canonical_json(one) != layout.canonical_json(other):
+        elif file_format.canonical_json(one) != file_format.canonical_json(other):
             found[f"{prefix}{key}"] = (one, other)
     return found
 
@@ -139,7 +139,7 @@ def _classes(cache: Cache, name: str) -> NDArray[Any]:
 
 def _largest_difference(a: CachedSplit, b: CachedSplit, rows: NDArray[np.int64]) -> tuple[float | None, int]:
     """Over rows with features on both sides, the largest ||a - b|| / ||b||, and how many rows these are."""
-    rows = rows[(a.status[rows[:, 0]] == layout.OK) & (b.status[rows[:, 1]] == layout.OK)]
+    rows = rows[(a.status[rows[:, 0]] == file_format.OK) & (b.status[rows[:, 1]] == file_format.OK)]
     if a.row_shape != b.row_shape or not len(rows):
         return None, 0
     step = max(1, _CHUNK_BYTES // a.stored["features"].row_bytes)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
-from featcache.cache.tables import COLUMNS, columns
+from featcache.cache.cache_file import Cache
+from featcache.cache.frames import COLUMNS, columns
+from featcache.cache.split import CachedSplit
 from featcache.common.disk import explained, publish_folder
 from featcache.common.errors import UserError, missing_extra
 

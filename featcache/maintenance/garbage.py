@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
 from featcache.cache.canary import compare, stored_canary
 from featcache.common.errors import CacheError
 from featcache.common.locks import building, is_building, is_open_for_writing
 from featcache.maintenance.inventory import cache_paths, open_any
-from featcache.maintenance.work_files import WorkFile, find_work_files, work_file
+from featcache.maintenance.unfinished_files import WorkFile, find_work_files, work_file
 
 #: As ``Plan.file_name`` names finished caches: an HDF5 file of another origin is not ours to delete.
 _CACHE_NAME = re.compile(r".+-.+-[0-9a-f]{8}\.h5", re.DOTALL)
@@ -234,8 +234,8 @@ def _superseded(caches: list[Cache]) -> Iterator[tuple[Path, str]]:
 
 def _usable_content(cache: Cache) -> NDArray[np.void]:
     """The distinct contents of rows that have features."""
-    each = [split.content[split.status == layout.OK] for split in cache.splits.values()]
-    keys = np.ascontiguousarray(np.concatenate(each)).view(f"V{layout.DIGEST_SIZE}").reshape(-1)
+    each = [split.content[split.status == file_format.OK] for split in cache.splits.values()]
+    keys = np.ascontiguousarray(np.concatenate(each)).view(f"V{file_format.DIGEST_SIZE}").reshape(-1)
     return np.unique(keys)
 
 

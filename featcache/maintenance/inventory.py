@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache.cache_file import Cache
+from featcache.cache.split import CachedSplit
 from featcache.common.errors import CacheError
-from featcache.maintenance.work_files import find_work_files, work_file
+from featcache.maintenance.unfinished_files import find_work_files, work_file
 
 
 @dataclass(frozen=True)

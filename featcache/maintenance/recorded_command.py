@@ -9,8 +9,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.cache.cache import Cache
-from featcache.commands import embed_command
+from featcache.cache.cache_file import Cache
+from featcache.commands import embed as embed_command
 from featcache.common.errors import CacheError
 from featcache.common.printable import printable
 

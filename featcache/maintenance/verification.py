@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
-from featcache.cache.cached_split import CachedSplit
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
 from featcache.cache.damage import Damage
+from featcache.cache.split import CachedSplit
 from featcache.common.errors import CacheError, UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def verify(cache: Cache, *, on_progress: Callable[[int, int], None] = lambda don
         on_progress: called with the bytes read and all bytes.
     """
     begun = time.perf_counter()
-    sizes = {name: sum(split.stored[part].n_bytes for part in layout.CHECKED) for name, split in cache.splits.items()}
+    sizes = {
+        name: sum(split.stored[part].n_bytes for part in file_format.CHECKED) for name, split in cache.splits.items()
+    }
     total, done = sum(sizes.values()), 0
     told: list[str] = []
     for name, split in cache.splits.items():
@@ -107,7 +109,7 @@ def todays_canary(cache: Cache, *, weights: str | None = None, device: torch.dev
     Raises:
         UserError: that encoder can't be had here; the message says why.
     """
-    from featcache.embedding.rebuilding import rebuilt
+    from featcache.embedding.rebuild_encoder import rebuilt
 
     is_random = "seed" in cache.encoder["weights"]
     embedding = rebuilt(

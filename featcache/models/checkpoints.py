@@ -17,7 +17,7 @@ from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 from featcache.common.files import size_of
-from featcache.models.archive import read_member, stored_members
+from featcache.models.zip_archive import read_member, stored_members
 
 #: The most bytes of pickle in a checkpoint; the tensors' values are no part of it.
 MAX_PICKLE_BYTES = 4 << 20

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.common.read_ahead import read_ahead
-from featcache.sources.augmentation import Augmentation
-from featcache.sources.datasets import Images, ReadImages
-from featcache.sources.images import Pixels
+from featcache.common.prefetch import read_ahead
+from featcache.sources.augmented_views import Augmentation
+from featcache.sources.decoding import Pixels
+from featcache.sources.image_sets import Images, ReadImages
 from featcache.sources.preprocessing import Preprocessing
 
 #: Decoded files are resized together up to so many bytes, so that small ones share a call and large ones no memory.

@@ -12,8 +12,8 @@ from typing import NoReturn
 import numpy as np
 
 from featcache.common.errors import UserError
-from featcache.sources.datasets import FileImages, ImageDataset, Split
-from featcache.sources.images import SUFFIXES
+from featcache.sources.decoding import SUFFIXES
+from featcache.sources.image_sets import FileImages, ImageDataset, Split
 from featcache.sources.split_folders import SPLIT_WORDS, folders_in, split_folders
 
 _MAX_NAMED = 3

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from featcache.common.errors import UsageError, one_of
-from featcache.sources.images import DECODER, Pixels
+from featcache.sources.decoding import DECODER, Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featcache.common.errors import UserError
-from featcache.sources.images import SUFFIXES
+from featcache.sources.decoding import SUFFIXES
 
 #: The split that a word in a folder's name stands for; "" where it may be one or another.
 SPLIT_WORDS = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.commands.command_line import Parser, add_subset_flags, names, new_parser, numbers
+from featcache.commands.console import Parser, add_subset_flags, names, new_parser, numbers
 from featcache.common.errors import UsageError
 from heads.excluding_command import add_exclude_flag
 

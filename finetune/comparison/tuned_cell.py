@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from featcache.cache import layout
-from featcache.commands.embed_command import default_workers
+from featcache.cache import file_format
+from featcache.commands.embed import default_workers
 from featcache.common.errors import UserError
 from featcache.common.files import one_line
-from featcache.maintenance.origin import original_dataset
+from featcache.maintenance.image_provenance import original_dataset
 from finetune.cached_rows import TuningRows, tuning_rows
 from finetune.comparison.cells import CellPlan
 from finetune.comparison.methods import AUTO, RATE_FACTORS
@@ -159,7 +159,7 @@ def _trunk_of(
 
 
 def _fingerprint(cell: CellPlan, number: int) -> str:
-    return layout.fingerprint({"cell": cell.fingerprint, "trial": number})
+    return file_format.fingerprint({"cell": cell.fingerprint, "trial": number})
 
 
 def _add_trials(

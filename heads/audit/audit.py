@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError
-from featcache.maintenance.origin import OriginalImages
+from featcache.maintenance.image_provenance import OriginalImages
 from heads.audit.audited_rows import AuditedRows, audited_rows
 from heads.audit.classes import few_rows, nearly_one
 from heads.audit.directions import about_mean, about_origin

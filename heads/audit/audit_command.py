@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.commands.command_line import Console, Parser, new_parser, run
+from featcache.commands.console import Console, Parser, new_parser, run
 from featcache.common.disk import other_name_note, publish_folder
 from featcache.common.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from featcache.cache.cache import Cache
+    from featcache.cache.cache_file import Cache
     from heads.audit.audit import Audit
 
 DESCRIPTION = """Find what may be wrong with the data set of a cache: duplicates and near duplicates, within and across

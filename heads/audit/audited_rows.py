@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import layout
-from featcache.cache.cache import Cache
+from featcache.cache import file_format
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError
 from heads.cached_features import features_of
 from heads.features import Features
@@ -77,14 +77,16 @@ def audited_rows(cache: Cache) -> AuditedRows:
     """
     split, ids, labels, content, parts, damaged = [], [], [], [], [], []
     for number, (name, each) in enumerate(cache.splits.items()):
-        ok = np.flatnonzero(each.status == layout.OK)
+        ok = np.flatnonzero(each.status == file_format.OK)
         split.append(np.full(len(ok), number, np.int64))
         ids += [each.ids[row] for row in ok.tolist()]
         labels.append(each.labels[ok])
         content.append(each.content[ok])
         parts.append(features_of(cache, name, ok))
-        for row in np.flatnonzero(each.status != layout.OK).tolist():
-            reason = each.errors.get(each.ids[row]) or layout.STATUS_NAMES.get(int(each.status[row]), "no features")
+        for row in np.flatnonzero(each.status != file_format.OK).tolist():
+            reason = each.errors.get(each.ids[row]) or file_format.STATUS_NAMES.get(
+                int(each.status[row]), "no features"
+            )
             damaged.append(Damaged(split=name, id=each.ids[row], label=int(each.labels[row]), reason=reason))
     if not ids:
         raise UserError(f"{cache.path}: no row has features, so that there is nothing to audit; embed other images")

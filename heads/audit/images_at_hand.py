@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.maintenance.origin import OriginalImages
-from featcache.sources.images import Pixels
+from featcache.maintenance.image_provenance import OriginalImages
+from featcache.sources.decoding import Pixels
 from heads.audit.audited_rows import AuditedRows
 from heads.standardization import Floats
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from featcache.common.errors import missing_extra
 from featcache.common.printable import printable
-from featcache.sources.images import Pixels
+from featcache.sources.decoding import Pixels
 from heads.audit.audit import Audit
 from heads.audit.findings import KINDS, Finding
 

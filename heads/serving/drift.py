@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.cache.canary import Canary, compare, stored_canary
 from featcache.common.errors import CacheError, UserError
 from featcache.common.files import one_line

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.commands.command_line import Console, Parser, new_parser, run
+from featcache.commands.console import Console, Parser, new_parser, run
 from featcache.common.disk import other_name_note
 
 if TYPE_CHECKING:

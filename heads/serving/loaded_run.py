@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.cache import layout
+from featcache.cache import file_format
 from featcache.common.errors import UserError
 from featcache.common.files import one_line
-from featcache.embedding.embedding import Embedding
-from featcache.embedding.rebuilding import rebuilt
+from featcache.embedding.job import Embedding
+from featcache.embedding.rebuild_encoder import rebuilt
 from featcache.models.backbones import Backbone
 from heads.cached_features import pooled
 from heads.features import ArrayFeatures
@@ -89,7 +89,7 @@ class LoadedRun:
         """Of all that decides what is predicted: encoders, the head's numbers, classes."""
         arrays = [[name, str(a.dtype), list(a.shape), _digest(a)] for name, a in sorted(self.head.arrays().items())]
         told = {"encoders": [each.encoder for each in self.serving], "head": [self.head.KIND, arrays]}
-        return layout.fingerprint({**told, "classes": list(self.class_names)})
+        return file_format.fingerprint({**told, "classes": list(self.class_names)})
 
     def features(self, images: Sequence[Tensor]) -> tuple[ArrayFeatures, NDArray[np.bool_]]:
         """Embed one batch.
@@ -228,4 +228,4 @@ def _tuned(folder: Path, record: dict[str, Any], settings: Mapping[str, Any]) ->
 
 
 def _digest(array: NDArray[Any]) -> str:
-    return layout.digest(np.ascontiguousarray(array).tobytes()).hex()
+    return file_format.digest(np.ascontiguousarray(array).tobytes()).hex()

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from featcache.cache import pictures
 from featcache.common.errors import UserError
-from featcache.sources.images import DamagedImageError, Pixels, decode
-from featcache.sources.images import read as read_file
+from featcache.sources.decoding import DamagedImageError, Pixels, decode
+from featcache.sources.decoding import read as read_file
 from heads.predictors import Doubles
 from heads.serving.loaded_run import LoadedRun
 from heads.serving.servable import Servable

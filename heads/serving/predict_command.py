@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.commands.command_line import Console, Parser, new_parser, numbers, run
+from featcache.commands.console import Console, Parser, new_parser, numbers, run
 from featcache.common.errors import UsageError, UserError
 from heads.serving.predictions import FORMATS
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.cache.layout import NOT_FINITE, STATUS_NAMES
+from featcache.cache.file_format import NOT_FINITE, STATUS_NAMES
 from featcache.common.errors import UserError
-from featcache.common.read_ahead import read_ahead
+from featcache.common.prefetch import read_ahead
 from featcache.sources.batches import read_views
-from featcache.sources.datasets import FileImages
+from featcache.sources.image_sets import FileImages
 from heads.serving.loaded_run import LoadedRun
 from heads.serving.predictions import Prediction
 from heads.serving.training_neighbors import TrainingNeighbors

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featcache.cache.cache import Cache, find_caches
+from featcache.cache.cache_file import Cache, find_caches
 from featcache.common.errors import CacheError, UsageError, UserError
 from featcache.common.files import one_line
 from featcache.tables.subset import Subset

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from featcache.common.machine import keep_freed_memory
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import load_backbone
-from featcache.sources.datasets import load_dataset
+from featcache.sources.image_sets import load_dataset
 from featcache.tables.subset import Subset
 
 ROUNDS = 5

@@ -23,7 +23,7 @@ import torch
 
 from featcache.build.builder import CacheBuilder
 from featcache.build.plan import Plan, PlannedRows
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.cache.canary import Canary
 
 MAP_SHAPE = (256, 14, 14)

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from featcache.commands.embed_command import default_workers
+from featcache.commands.embed import default_workers
 from featcache.common.machine import choose_device, keep_freed_memory
-from featcache.embedding.embedding import Embedding
-from featcache.engines.preparing import unavailable
+from featcache.embedding.job import Embedding
+from featcache.engines.backends import unavailable
 from featcache.models.backbones import load_backbone
 from featcache.sources.batches import BatchReader
-from featcache.sources.datasets import ArrayImages, FileImages, ImageDataset, Split
+from featcache.sources.image_sets import ArrayImages, FileImages, ImageDataset, Split
 
 NOTEBOOK = Path(__file__).with_name("notebook_way.py")
 WAYS = (

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from featcache.models.backbones import load_backbone
 from featcache.sources.batches import BatchReader
-from featcache.sources.datasets import ArrayImages, FileImages, Images
+from featcache.sources.image_sets import ArrayImages, FileImages, Images
 from featcache.sources.preprocessing import Preprocessing
 
 BATCH = 64

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from featcache.commands import embed_command
+from featcache.commands import embed as embed_command
 from heads.audit import audit_command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

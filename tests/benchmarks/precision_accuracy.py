@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from featcache.engines.preparing import unavailable
+from featcache.engines.backends import unavailable
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
 WAYS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from heads.features import ArrayFeatures
 from heads.standardization import column_statistics, standardized
 

@@ -21,10 +21,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from featcache.common.machine import choose_device, device_name, keep_freed_memory
-from featcache.embedding.embedding import Embedding
+from featcache.embedding.job import Embedding
 from featcache.models.backbones import load_backbone
 from featcache.models.stages import StagedModel
-from featcache.sources.datasets import load_dataset
+from featcache.sources.image_sets import load_dataset
 from featcache.tables.subset import Subset
 from finetune import image_source
 from finetune.image_source import ImageSource, Pictures

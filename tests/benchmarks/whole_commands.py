@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from featcache.engines.preparing import unavailable
+from featcache.engines.backends import unavailable
 
 HERE = Path(__file__).resolve().parent
 BIN = HERE.parents[1] / "bin"

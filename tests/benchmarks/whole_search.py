@@ -24,7 +24,7 @@ import json, sys, warnings
 import numpy as np
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.preprocessing import StandardScaler
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.tables.subset import carve
 path, Cs = sys.argv[1], json.loads(sys.argv[2])
 cache = Cache.open(path)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from featcache.cache.cache import Cache
+from featcache.cache.cache_file import Cache
 from featcache.common.errors import UserError, one_of
 from finetune.comparison.page.style import MARKERS, Mark, Picture, Theme, legend_below, picture
 from finetune.comparison.page.words import short

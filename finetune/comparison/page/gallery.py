@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from featcache.cache.cache import Cache
-from featcache.cache.layout import OK
-from featcache.maintenance.origin import OriginalImages
-from featcache.sources.images import Pixels
+from featcache.cache.cache_file import Cache
+from featcache.cache.file_format import OK
+from featcache.maintenance.image_provenance import OriginalImages
+from featcache.sources.decoding import Pixels
 from featcache.sources.preprocessing import Preprocessing
 from finetune.comparison.page.words import short
 from heads.evidence.metrics import softmax
