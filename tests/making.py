@@ -133,5 +133,5 @@ def wait_for_rows(folder: Path, process: Forked) -> None:
     end = time.monotonic() + 100
     while not rows_that_count(folder):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
+        assert time.monotonic() < end, "no row counted within 100 s"
         time.sleep(0.2)
