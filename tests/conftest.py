@@ -216,7 +216,7 @@ def predict(served: Served, run: Callable[..., tuple[int, str, str]]) -> Callabl
     return call
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a dask scheduler with two workers, each a process of its own."""
     pytest.importorskip("distributed")

@@ -59,6 +59,10 @@ def flip(cache: Cache, split: str, data_set: str, row: int) -> None:
         file.write(bytes([byte[0] ^ 4]))
 
 
+def noise_pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
 def golden(folder: Path, name: str = "golden-tiny-64f64455.h5") -> Path:
     """A small finished cache, under a name as builders give."""
     folder.mkdir(exist_ok=True)
@@ -133,5 +137,5 @@ def wait_for_rows(folder: Path, process: Forked) -> None:
     end = time.monotonic() + 100
     while not rows_that_count(folder):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
+        assert time.monotonic() < end, "no row counted within 100 s"
         time.sleep(0.2)

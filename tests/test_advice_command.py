@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_finetune_command import FEW, SMALL, told
+from test_finetune_command import FEW, SMALL, tune
 from trained import timeless
 
 from finetune import advice_command, finetune_command
@@ -30,7 +30,7 @@ def embedded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rates_are_found_and_nothing_is_trained(run: Run, tmp_path: Path) -> None:
-    found = told(run, *LEARNS, "--find-lr")
+    found = tune(run, *LEARNS, "--find-lr")
     assert set(found) == {
         "suggested", "rates", "losses", "smoothed", "steepest", "valley", "minimum_tenth", "ended",
     }  # fmt: skip
@@ -49,14 +49,14 @@ def test_rates_are_found_and_nothing_is_trained(run: Run, tmp_path: Path) -> Non
 def test_lr_auto_trains_at_what_is_found(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with that rate given by hand, to the bit; the run tells what was found, and --resume finds it again."""
     flags = (*LEARNS, "--epochs", "1", "--no-refit")
-    auto = told(run, *flags, "--lr", "auto", "--name", "auto")
+    auto = tune(run, *flags, "--lr", "auto", "--name", "auto")
     rate = auto["range_test"]["suggested"]
     assert auto["plan"]["rates"] == {"layer4": rate / 4, "fc": rate}
     assert {path.name for path in (tmp_path / "runs/auto").iterdir()} == {
         "run.json", "predictions.npz", "canary.npz", "model.pth", "history.png", "rates.png",
     }  # fmt: skip
     assert read_run(tmp_path / "runs/auto").record == auto
-    by_hand = told(run, *flags, "--lr", repr(rate), "--name", "hand")
+    by_hand = tune(run, *flags, "--lr", repr(rate), "--name", "hand")
     assert "range_test" not in by_hand
     assert timeless(by_hand["history"]) == timeless(auto["history"])
     models = [torch.load(tmp_path / f"runs/{name}/model.pth", weights_only=True) for name in ("auto", "hand")]
@@ -76,24 +76,24 @@ def test_lr_auto_trains_at_what_is_found(run: Run, tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(finetune_command, "_epoch_teller", lambda *given, **more: interrupted)
         assert run("finetune", *flags, "--lr", "auto", *FEW)[0] == 1
-    resumed = told(run, *flags, "--lr", "auto", "--resume")
+    resumed = tune(run, *flags, "--lr", "auto", "--resume")
     assert resumed["range_test"] == auto["range_test"]
     assert seen[0] == seen[1]
 
 
 def test_a_probe_suggests_a_flag_that_works(run: Run, tmp_path: Path) -> None:
-    probe = told(run, "--probe")
+    probe = tune(run, "--probe")
     assert list(probe["gradient_norms"]) == ["stem", "layer1", "layer2", "layer3", "layer4"]
     assert not (tmp_path / "runs").exists()
     status, out, err = run("finetune", "--probe", *FEW)
     assert status == 0, err
     assert probe["flag"] in out
     assert "random final layer" in out
-    assert told(run, *probe["flag"].split(), "--dry-run")["trainable_params"] > 5130
+    assert tune(run, *probe["flag"].split(), "--dry-run")["trainable_params"] > 5130
 
 
 def test_a_run_tells_what_changed(run: Run) -> None:
-    record = told(run, "--unfreeze", "layer4", "--epochs", "1")
+    record = tune(run, "--unfreeze", "layer4", "--epochs", "1")
     changes = {change["stage"]: change for change in record["changes"]}
     assert list(changes) == ["stem", "layer1", "layer2", "layer3", "layer4", "fc"]
     for name in ("stem", "layer1", "layer2", "layer3"):

@@ -14,6 +14,7 @@ import torch
 from forking import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import noise_pixels
 from torchvision.transforms import v2
 
 from featcache.cache.file_format import digest
@@ -26,10 +27,6 @@ PREPROCESSING = Preprocessing(image_size=24, resize_size=27, interpolation="bili
 SHAPES = [(30, 40, 3), (40, 30), (24, 24, 3), (9, 70, 3), (1, 1), (61, 53, 3)]
 
 
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
 def contents(images: list[np.ndarray]) -> np.ndarray:
     return stack_digests([pixels_digest(image) for image in images])
 
@@ -40,7 +37,7 @@ def draw(augmentation: Augmentation, images: list[np.ndarray]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
-    return [noise(*shape, seed=i) for i, shape in enumerate(SHAPES)]
+    return [noise_pixels(*shape, seed=i) for i, shape in enumerate(SHAPES)]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -103,7 +100,7 @@ def draw_elsewhere(augmentation: Augmentation, images: list[np.ndarray]) -> None
 
 
 def test_seeds_views_and_contents_differ() -> None:
-    image = noise(64, 64, 3)
+    image = noise_pixels(64, 64, 3)
     views = [*draw(Augmentation(views=4, seed=0), [image])[0], *draw(Augmentation(views=4, seed=1), [image])[0]]
     pixels, other = np.stack([image, image]), np.uint8([[0] * 16, [1] * 16])  # the digest alone decides, here of equals
     views += [view[0] for view in Augmentation(views=1, seed=0).draw(pixels, other, PREPROCESSING)]
@@ -152,7 +149,7 @@ def test_threads_draw_what_one_does_while_others_draw_of_their_own(images: list[
 
 
 def test_images_are_left_alone_and_may_be_read_only() -> None:
-    image = noise(30, 30, 3)
+    image = noise_pixels(30, 30, 3)
     image.flags.writeable = False
     kept = image.copy()
     draw(Augmentation(views=2, seed=0, flip=1), [image])
@@ -161,7 +158,7 @@ def test_images_are_left_alone_and_may_be_read_only() -> None:
 
 def test_shapes_and_types() -> None:
     augmentation = Augmentation(views=3, seed=0)
-    grey, colour = noise(2, 30, 40), noise(2, 30, 40, 3)
+    grey, colour = noise_pixels(2, 30, 40), noise_pixels(2, 30, 40, 3)
     for images, channels in ((grey, 1), (list(grey), 1), (colour, 3), ([*colour, *grey], 3)):
         views = draw(augmentation, images)
         assert views.shape == (len(images), 3, channels, 24, 24)
@@ -173,7 +170,7 @@ def test_shapes_and_types() -> None:
 
 
 def test_a_whole_square_flipped_is_the_plain_resize_flipped() -> None:
-    images = noise(3, 32, 32, 3)
+    images = noise_pixels(3, 32, 32, 3)
     plain = replace(PREPROCESSING, resize_size=24).fit(images)
     for flip in (0, 1):
         whole = Augmentation(views=2, seed=0, crop_scale=(1, 1), crop_ratio=(1, 1), flip=flip)

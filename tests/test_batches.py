@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from forking import Forked
+from making import noise_pixels
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional._geometry import _do_native_uint8_resize_on_cpu
@@ -24,10 +25,6 @@ from featcache.sources.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(image_size=24, resize_size=27, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
 VIEWS = Augmentation(views=2, seed=1)
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def reader(images: Images, *, of: int, augmentation: Augmentation | None = None) -> BatchReader:
@@ -48,7 +45,7 @@ def files(tmp_path: Path) -> FileImages:
     shapes = [(30, 40, 3), (30, 40), (600, 700, 3), (30, 40, 3), (9, 70), (600, 700), (30, 40, 3), (1, 1), (50, 20, 3)]
     names = [f"{i}.{'png' if i % 2 else 'jpg'}" for i in range(len(shapes))]
     for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
-        Image.fromarray(noise(*shape, seed=i)).save(tmp_path / name)
+        Image.fromarray(noise_pixels(*shape, seed=i)).save(tmp_path / name)
     (tmp_path / names[3]).write_bytes(b"no image")
     (tmp_path / names[7]).unlink()
     return FileImages(tmp_path, tuple(names))
@@ -56,8 +53,8 @@ def files(tmp_path: Path) -> FileImages:
 
 @pytest.mark.parametrize("augmentation", [None, VIEWS])
 def test_the_threads_and_the_batches_change_nothing(files: FileImages, augmentation: Augmentation | None) -> None:
-    stack = ArrayImages(noise(9, 20, 20, 3))
-    for images in (files, stack, ArrayImages(noise(9, 8, 8))):
+    stack = ArrayImages(noise_pixels(9, 20, 20, 3))
+    for images in (files, stack, ArrayImages(noise_pixels(9, 8, 8))):
         expected = torch.cat(
             [batch.images.expand(-1, -1, 3, -1, -1) for batch in read(images, augmentation=augmentation)]
         )
@@ -82,7 +79,7 @@ def test_every_image_is_at_its_place(files: FileImages) -> None:
 
 def test_a_file_that_changed_is_told(files: FileImages) -> None:
     asked = reader(files, of=9)
-    Image.fromarray(noise(5, 5)).save(files.root / files.names[6])
+    Image.fromarray(noise_pixels(5, 5)).save(files.root / files.names[6])
     for workers in (0, 2):
         (batch,) = asked.batches(workers=workers, pin_memory=False)
         assert batch.changed == 6
@@ -92,8 +89,8 @@ def test_a_file_that_changed_is_told(files: FileImages) -> None:
 @pytest.mark.parametrize("augmentation", [None, VIEWS])
 def test_channels_are_last_in_memory_and_grey_stays_one(files: FileImages, augmentation: Augmentation | None) -> None:
     of_kind = {
-        3: [files, ArrayImages(noise(9, 20, 20, 3))],
-        1: [ArrayImages(noise(9, 8, 8)), files.take(np.array([1, 5]))],
+        3: [files, ArrayImages(noise_pixels(9, 20, 20, 3))],
+        1: [ArrayImages(noise_pixels(9, 8, 8)), files.take(np.array([1, 5]))],
     }
     for channels, all_images in of_kind.items():
         for images in all_images:
@@ -136,7 +133,7 @@ class Slow:
     def read(self, rows: Sequence[int]) -> ReadImages:
         time.sleep(0.001)
         self.n_read.append(len(rows))
-        pixels = [noise(self.sides[row], self.sides[row], 3, seed=row) for row in rows]
+        pixels = [noise_pixels(self.sides[row], self.sides[row], 3, seed=row) for row in rows]
         return ReadImages(pixels, np.zeros((len(pixels), 16), np.uint8))
 
 
@@ -188,7 +185,7 @@ def test_torch_wakes_no_threads_of_its_own_in_those_that_read(files: FileImages,
 
 def count_threads(of_files: FileImages) -> None:
     torch.set_num_threads(4)
-    for images in (of_files, ArrayImages(noise(64, 90, 90, 3)), ArrayImages(noise(64, 28, 28))):
+    for images in (of_files, ArrayImages(noise_pixels(64, 90, 90, 3)), ArrayImages(noise_pixels(64, 28, 28))):
         large = replace(reader(images, of=16, augmentation=VIEWS), preprocessing=PREPROCESSING.override(image_size=224))
         given = large.batches(workers=2, pin_memory=False)
         before = len(list(Path("/proc/self/task").iterdir()))

@@ -218,8 +218,10 @@ def test_an_interrupt_of_the_script_keeps_what_is_done(tmp_path: Path, end: sign
     command += ["--batch-size", "32", "--image-size", "64", "--limit", "train=500,test=50"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+    limit = time.monotonic() + 100
     while not (partial := list(tmp_path.glob("features/.*.partial"))):
         assert process.poll() is None
+        assert time.monotonic() < limit, "no file was begun within 100 s"
         time.sleep(0.02)
     time.sleep(0.5)
     process.send_signal(end)
@@ -228,7 +230,7 @@ def test_an_interrupt_of_the_script_keeps_what_is_done(tmp_path: Path, end: sign
     assert err.endswith("embed: error: interrupted; what is done is kept: run the same command to go on\n")
     assert partial[0].exists()
     done = subprocess.run(
-        [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+        [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment, timeout=200
     )
     assert json.loads(done.stdout)["rows"] == 550
     assert not partial[0].exists()

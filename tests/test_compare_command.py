@@ -202,7 +202,7 @@ def test_killed_and_run_again_it_comes_to_the_same(run: Run, tmp_path: Path) -> 
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=60)
     left = {path: path.stat().st_mtime_ns for path in killed.glob("*/run.json")}
     assert len(left) == 1
     assert not list(killed.glob(f"*/{FILE_NAME}"))

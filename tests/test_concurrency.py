@@ -41,7 +41,7 @@ Embed = Callable[..., Embedding]
 def test_data_loader_workers_read_it(cache: Cache, context: str) -> None:
     """Spawned workers, each of which imports torch, are slow; forked ones are their quicker twin."""
     process = Forked(read_by_workers, cache.path, context, folder=cache.path.parent)
-    assert process.wait(timeout=100) == 0, process.communicate()
+    assert process.wait(timeout=100) == 0, process.communicate(timeout=10)
 
 
 def test_joblib_processes_read_it(cache: Cache) -> None:
@@ -153,10 +153,16 @@ def test_a_real_build_where_flock_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "shim.c"
     source.write_text("#include <errno.h>\nint flock(int fd, int how) { errno = ENOLCK; return -1; }\n")
     shim = tmp_path / "shim.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source], check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source], check=True, timeout=100)
     command = [sys.executable, Path(__file__).parents[1] / "bin" / "embed", *QUICK]
     done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "LD_PRELOAD": str(shim)}, capture_output=True, text=True, check=False
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "features").glob("*.h5")
@@ -226,5 +232,5 @@ def test_three_commands_at_once_are_three_runs(run: Run, tmp_path: Path) -> None
     run("embed", *QUICK)
     command = (Path(__file__).parents[1] / "bin/fit-head", "--clf", "ridge")
     started = [start(tmp_path, *command, "--seed", seed) for seed in range(3)]
-    assert [process.communicate()[1] for process in started] == [""] * 3
+    assert [process.communicate(timeout=200)[1] for process in started] == [""] * 3
     assert sorted(read_run(folder).record["seed"] for folder in (tmp_path / "runs").iterdir()) == [0, 1, 2]

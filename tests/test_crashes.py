@@ -120,7 +120,7 @@ def test_what_was_done_before_a_kill_is_reused(tmp_path: Path) -> None:
     process = Forked(embed_slowly, flags, folder=tmp_path)
     wait_for_rows(tmp_path, process)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
     done = rows_that_count(tmp_path)
     assert 0 < done < 250
     assert not list(tmp_path.glob("features/*.h5"))
@@ -136,7 +136,7 @@ def test_one_that_waits_takes_over_from_one_that_dies(tmp_path: Path) -> None:
     second = fork_command("embed", *flags, folder=tmp_path)
     assert f"process {first.pid} is building" in second.stdout_line("waiting for it")
     first.kill()
-    first.communicate()
+    first.communicate(timeout=60)
     told, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
     assert "were there already" in told
@@ -169,8 +169,10 @@ def test_too_small_a_disk_is_told_before_any_image_is_decoded(small_disk: Path, 
 def test_a_disk_that_fills_up_later_has_its_space_reserved(small_disk: Path, tmp_path: Path) -> None:
     flags = [*BLOCKS, "--cut", "layer4", "--cache-dir", str(small_disk), "--limit", "train=200,test=100"]
     process = Forked(embed_slowly, flags, folder=tmp_path)
+    end = time.monotonic() + 100
     while not list(small_disk.glob(".*.partial")):
         assert process.poll() is None
+        assert time.monotonic() < end, "no file was begun within 100 s"
         time.sleep(0.02)
     (small_disk / "junk").touch()
     with pytest.raises(OSError, match="No space left"):

@@ -164,7 +164,7 @@ def test_odd_metadata_is_no_matter_in_any_thread_and_other_warnings_still_are_he
     with pytest.warns(UserWarning, match="malformed MPO"), Image.open(io.BytesIO(odd)):
         pass
     filters = list(warnings.filters)
-    together = threading.Barrier(4)
+    together = threading.Barrier(4, timeout=60)
 
     def decode(_: int) -> np.ndarray:
         together.wait()

@@ -27,7 +27,7 @@ def writer(text: str, meanwhile: Callable[[], object] = lambda: None) -> Callabl
 
 
 def test_all_that_end_at_once_are_kept(tmp_path: Path) -> None:
-    everybody, folders = threading.Barrier(20), {}
+    everybody, folders = threading.Barrier(20, timeout=60), {}
 
     def publish(text: str) -> None:
         name = tmp_path / "runs" / "digits-50-1"

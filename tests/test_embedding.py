@@ -244,7 +244,7 @@ def test_another_builder_is_waited_for(embed: Embed, folder: Path) -> None:
 
     work.run(on_wait=waiting)
     assert waits == [(str(other.pid), True)]
-    assert other.wait() == 0
+    assert other.wait(timeout=100) == 0
 
 
 def test_devices_that_are_not_there_are_refused() -> None:

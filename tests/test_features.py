@@ -256,7 +256,7 @@ def test_rows_stream_in_a_fraction_of_their_memory(tmp_path: Path) -> None:
         file.write(tile[:rest].tobytes())
     done = subprocess.run(
         [sys.executable, "-c", STREAM, str(tmp_path / "big")],
-        capture_output=True, check=True, cwd=Path(__file__).parent, text=True,
+        capture_output=True, check=True, cwd=Path(__file__).parent, text=True, timeout=200,
     )  # fmt: skip
     told = json.loads(done.stdout)
     assert told["grown"] < 80e6  # of 246 MB as float32

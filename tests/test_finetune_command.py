@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BACKBONE, QUICK
+from running import summary_of
 from trained import timeless
 
 from featcache.cache.cache_file import Cache, find_caches
@@ -34,10 +35,8 @@ FEW = ("--val-fraction", "0.2", "--device", "cpu", "--trunk-cache", "off")
 CPU = torch.device("cpu")
 
 
-def told(run: Run, *arguments: object) -> dict[str, Any]:
-    status, out, err = run("finetune", *arguments, *FEW, "--json")
-    assert status == 0, err
-    return json.loads(out)
+def tune(run: Run, *arguments: object) -> dict[str, Any]:
+    return summary_of(run, "finetune", *arguments, *FEW)
 
 
 pytestmark = pytest.mark.usefixtures("a_checkpoint_each_epoch")
@@ -56,7 +55,7 @@ def test_three_commands_in_a_row(run: Run, tmp_path: Path, embedded: Cache) -> N
     status, out, err = run("fit-head", "--clf", "logreg", "--val-fraction", "0.2", "--json")
     assert status == 0, err
     head = json.loads(out)
-    tuned = told(run, "--unfreeze", "layer4", "--epochs", "2", "--augment", "flip")
+    tuned = tune(run, "--unfreeze", "layer4", "--epochs", "2", "--augment", "flip")
     assert tuned["kind"] == "finetune"
     assert tuned["method"] == "partial:layer4"
     assert set(head) - {"features", "calibration"} <= set(tuned)
@@ -96,7 +95,7 @@ def test_three_commands_in_a_row(run: Run, tmp_path: Path, embedded: Cache) -> N
 
 def test_refitting_changes_the_final_model_and_not_what_was_chosen(run: Run, embedded: Cache) -> None:
     flags = ("--lr", "0.01", "--epochs", "3")
-    first, second = told(run, *flags), told(run, *flags, "--no-refit")
+    first, second = tune(run, *flags), tune(run, *flags, "--no-refit")
     assert (first["selection"]["refit"], second["selection"]["refit"]) == (True, False)
     assert first["metrics"]["val"] == second["metrics"]["val"]
     assert first["params"] == second["params"]
@@ -106,9 +105,9 @@ def test_refitting_changes_the_final_model_and_not_what_was_chosen(run: Run, emb
 
 
 def test_a_dry_run_tells_the_plan_and_makes_nothing(run: Run, tmp_path: Path, embedded: Cache) -> None:
-    plan = told(run, "--dry-run")
+    plan = tune(run, "--dry-run")
     assert (plan["trainable_params"], plan["frozen_params"]) == (970, 372_688)
-    assert told(run, "--dry-run", "--unfreeze", "all")["trainable_params"] == 373_658
+    assert tune(run, "--dry-run", "--unfreeze", "all")["trainable_params"] == 373_658
     status, out, _ = run("finetune", "--unfreeze", "layer4", "--lr-decay", "3", "--lr", "0.9", "--dry-run", *FEW)
     assert status == 0
     assert "268,810 parameters train, 104,848 are frozen, 373,658 in all" in out
@@ -149,7 +148,7 @@ def test_an_interrupted_run_is_gone_on_with(
 ) -> None:
     """In the first training and in the second; the run is the one that was never interrupted, to the bit."""
     flags = ("--progressive", "--unfreeze", "layer4", "--epochs", "3", "--augment", "crop", "--optimizer", "sgd")
-    told(run, *flags, "--name", "whole")
+    tune(run, *flags, "--name", "whole")
     right = training.save_checkpoint
     for n_saved in (2, 4):
         saves = iter(range(1, n_saved + 1))
@@ -165,7 +164,7 @@ def test_an_interrupted_run_is_gone_on_with(
         monkeypatch.setattr(training, "save_checkpoint", right)
         other = run("finetune", *flags, *FEW, "--resume", "--seed", "1")
         assert (other[0], "unfinished there: finetune --progressive" in other[2]) == (1, True)
-        told(run, *flags, "--resume", "--name", f"torn{n_saved}")
+        tune(run, *flags, "--resume", "--name", f"torn{n_saved}")
         whole, torn = (read_run(tmp_path / "runs" / name) for name in ("whole", f"torn{n_saved}"))
         assert timeless(torn.record["history"]) == timeless(whole.record["history"])
         assert torn.record["metrics"] == whole.record["metrics"]
@@ -196,7 +195,7 @@ def test_a_linear_head_is_where_lp_ft_starts(
     expected = read_run(tmp_path / "runs/head").predictions["test_scores"]
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
     np.testing.assert_allclose(logits, expected, atol=tolerance * np.abs(expected).max())
-    record = told(run, "--init-head", "head", "--unfreeze", "layer4", "--epochs", "1", "--lr", "1e-5")
+    record = tune(run, "--init-head", "head", "--unfreeze", "layer4", "--epochs", "1", "--lr", "1e-5")
     assert (record["method"], record["selection"]["refit"], record["plan"]["batch_norm"]) == ("lp-ft", False, "eval")
 
 
@@ -210,7 +209,7 @@ def test_heads_that_lp_ft_cannot_start_from_are_refused(run: Run, embedded: Cach
         assert run("fit-head", *flags, "--name", name, "--val-fraction", "0.2")[0] == 0
         status, _, err = run("finetune", "--init-head", name, *FEW)
         assert (status, message in err, err.count("\n")) == (1, True, 1), err
-    told(run, "--epochs", "1", "--name", "tuned")
+    tune(run, "--epochs", "1", "--name", "tuned")
     assert "of the kind finetune" in run("finetune", "--init-head", "tuned", *FEW)[2]
 
 

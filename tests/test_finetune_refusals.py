@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import BACKBONE
-from test_finetune_command import FEW, SMALL, told
+from test_finetune_command import FEW, SMALL, tune
 
 from featcache.models.backbones import load_backbone
 from finetune.forward import Forward
@@ -57,11 +57,11 @@ def test_other_weights_than_the_caches_are_refused(run: Run, tmp_path: Path, mak
     torch.save(state, tmp_path / "mine.pth")
     flags = ("--backbone", BACKBONE, "--weights", "mine.pth", "--image-size", "32", "--dataset", root)
     assert run("embed", *flags, "--device", "cpu")[0] == 0
-    record = told(run, "--epochs", "1")
+    record = tune(run, "--epochs", "1")
     assert record["cache"]["weights"] == "mine.pth"
     state["layer1.0.conv1.weight"][0] += 1
     torch.save(state, tmp_path / "mine.pth")
     status, _, err = run("finetune", "--epochs", "1", *FEW)
     assert (status, "was made with other weights of timm/test_resnet" in err) == (1, True)
-    record = told(run, "--epochs", "1", "--from-scratch")
+    record = tune(run, "--epochs", "1", "--from-scratch")
     assert (record["method"], record["cache"]["weights"]) == ("scratch", "none")

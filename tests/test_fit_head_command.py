@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import QUICK
 from making import age, golden
+from running import summary_of
 from selecting import SMALL_PROBE
 
 from featcache.cache.cache_file import Cache
@@ -28,12 +29,6 @@ Run = Callable[..., tuple[int, str, str]]
 FEW = ("--val-fraction", "0.2")
 
 
-def told(run: Run, *arguments: object) -> dict[str, Any]:
-    status, out, err = run("fit-head", *arguments, "--json")
-    assert status == 0, err
-    return json.loads(out)
-
-
 def comparable(record: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on when, where and how fast."""
     selection = {**record["selection"], "candidates": [c["params"] for c in record["selection"]["candidates"]]}
@@ -43,7 +38,7 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_seeds_are_runs_of_their_own_with_a_summary(run: Run, tmp_path: Path) -> None:
     run("embed", *QUICK)
-    found = told(run, "--clf", "ridge,knn", "--seeds", 3, "--seed", 5, *FEW)
+    found = summary_of(run, "fit-head", "--clf", "ridge,knn", "--seeds", 3, "--seed", 5, *FEW)
     assert [(r["method"], r["seed"]) for r in found["runs"]] == [(c, s) for c in ("ridge", "knn") for s in (5, 6, 7)]
     names = {f"digits-timm_test_resnet-{clf}-{n}" for clf in ("ridge", "knn") for n in (1, 2, 3)}
     assert {folder.name for folder in (tmp_path / "runs").iterdir()} == names
@@ -60,7 +55,7 @@ def test_seeds_are_runs_of_their_own_with_a_summary(run: Run, tmp_path: Path) ->
     }
     low, high = summary["accuracy_ci95"]
     assert low < np.mean(accuracies) < high
-    alone = told(run, "--clf", "ridge", "--seed", 6, *FEW)
+    alone = summary_of(run, "fit-head", "--clf", "ridge", "--seed", 6, *FEW)
     assert comparable(alone) == comparable(found["runs"][1])
     status, out, _ = run("fit-head", "--clf", "ridge", "--seeds", 2, "--name", "mine", *FEW)
     assert status == 0
@@ -91,7 +86,7 @@ def test_a_class_of_one_row_is_fitted_on(
 ) -> None:
     counts = {"red": 6, "green": 6}
     embed(make_folder({"train": {**counts, "blue": 1}, "test": counts})).run()
-    record = told(run, "--clf", "ridge", *flags)
+    record = summary_of(run, "fit-head", "--clf", "ridge", *flags)
     assert "classes without validation rows: blue, a choice by validation rows knows nothing of them" in record["notes"]
     assert record["dataset"]["class_names"] == ["blue", "green", "red"]
 
@@ -118,8 +113,8 @@ def test_the_result_does_not_depend_on_who_did_the_work(
     elif "threading" in workers:
         monkeypatch.setitem(CLASSIFIERS, "linear", SMALL_PROBE)
     asked = ("--clf", "ridge,lda,linear", "--seeds", 2, *FEW, "--device", "cpu")
-    alone = told(run, *asked, "--runs-dir", "alone")
-    spread = told(run, *asked, "--runs-dir", "spread", *workers)
+    alone = summary_of(run, "fit-head", *asked, "--runs-dir", "alone")
+    spread = summary_of(run, "fit-head", *asked, "--runs-dir", "spread", *workers)
     assert [comparable(r) for r in alone["runs"]] == [comparable(r) for r in spread["runs"]]
     assert alone["summary"] == spread["summary"]
     folders = sorted(folder.name for folder in (tmp_path / "alone").iterdir())
@@ -138,8 +133,10 @@ def test_the_result_does_not_depend_on_who_did_the_work(
 def test_runs_are_compared(run: Run, tmp_path: Path) -> None:
     run("embed", *QUICK)
     for clf in ("centroid", "knn"):
-        told(run, "--clf", clf, "--name", clf, *FEW)
-    record = told(run, "--clf", "ridge", "--name", "new", "--against", "centroid", "--against", "runs/knn", *FEW)
+        summary_of(run, "fit-head", "--clf", clf, "--name", clf, *FEW)
+    record = summary_of(
+        run, "fit-head", "--clf", "ridge", "--name", "new", "--against", "centroid", "--against", "runs/knn", *FEW
+    )
     assert record == json.loads((tmp_path / "runs/new/run.json").read_text())
     assert [each["run"] for each in record["comparisons"]] == ["centroid", "knn"]
     own = record["metrics"]["test"]["accuracy"]
@@ -166,7 +163,7 @@ def test_runs_are_compared(run: Run, tmp_path: Path) -> None:
 
 def test_several_heads_are_compared_with_the_best_by_validation(run: Run) -> None:
     run("embed", *QUICK)
-    found = told(run, "--clf", "centroid,ridge,knn", *FEW)
+    found = summary_of(run, "fit-head", "--clf", "centroid,ridge,knn", *FEW)
     val = {record["method"]: record["metrics"]["val"]["accuracy"] for record in found["runs"]}
     best = max(val, key=lambda method: val[method])
     assert {each["reference_method"] for each in found["comparisons"]} == {best}
@@ -241,18 +238,18 @@ def test_caches_are_ranked_by_validation(run: Run, tmp_path: Path) -> None:
     run("embed", *QUICK)
     for cut in ("layer2", "layer4"):
         run("embed", *QUICK, "--cut", cut, "--storage", "float32")
-    found = told(run, "--rank")
+    found = summary_of(run, "fit-head", "--rank")
     assert sorted(entry["features"] for entry in found["ranking"]) == [48, 96, 96]
     assert {entry["cut"]: entry["pooled"] for entry in found["ranking"]} == {"layer2": True, "layer4": False}
     val = [entry["val_accuracy"] for entry in found["ranking"]]
     assert val == sorted(val, reverse=True)
     assert (found["method"], found["ordered_by"]) == ("ridge", "val_accuracy")
     assert not (tmp_path / "runs").exists()
-    spread = told(run, "--rank", "--jobs", 2)
+    spread = summary_of(run, "fit-head", "--rank", "--jobs", 2)
     kept = ("cache", "val_accuracy", "test_accuracy", "params")
     assert [[e[k] for k in kept] for e in spread["ranking"]] == [[e[k] for k in kept] for e in found["ranking"]]
     run("embed", *QUICK[:-1], "5")
-    found = told(run, "--rank", "--clf", "centroid")
+    found = summary_of(run, "fit-head", "--rank", "--clf", "centroid")
     assert len(found["ranking"]) == 1  # the newest has other rows
     assert len(found["left_out"]) == 3
     _, out, _ = run("fit-head", "--rank", "--clf", "centroid")
@@ -267,10 +264,14 @@ def test_caches_side_by_side_and_maps(run: Run, tmp_path: Path) -> None:
     run("embed", *QUICK)
     run("embed", *QUICK, "--cut", "layer3")
     vectors, maps = sorted((tmp_path / "features").glob("*.h5"), key=lambda p: not Cache.open(p).holds_vectors)
-    record = told(run, "--clf", "ridge", "--cache", vectors, "--cache", maps, "--pool")
+    record = summary_of(run, "fit-head", "--clf", "ridge", "--cache", vectors, "--cache", maps, "--pool")
     assert record["features"]["width"] == 96 + 192
     assert [part["file"] for part in record["cache"]["parts"]] == [vectors.name, maps.name]
-    assert told(run, "--clf", "ridge", "--pool")["features"] == {"width": 192, "views": 1, "pooled": True}
+    assert summary_of(run, "fit-head", "--clf", "ridge", "--pool")["features"] == {
+        "width": 192,
+        "views": 1,
+        "pooled": True,
+    }
     status, _, err = run("fit-head", "--clf", "ridge", "--cache", vectors, "--cache", maps)
     assert status == 1
     assert "holds maps" in err
@@ -278,8 +279,8 @@ def test_caches_side_by_side_and_maps(run: Run, tmp_path: Path) -> None:
 
 def test_augmented_views_are_taken_or_not(run: Run) -> None:
     run("embed", *QUICK, "--views", 2)
-    assert told(run, "--clf", "ridge")["features"]["views"] == 3
-    assert told(run, "--clf", "ridge", "--views", "plain")["features"]["views"] == 1
+    assert summary_of(run, "fit-head", "--clf", "ridge")["features"]["views"] == 3
+    assert summary_of(run, "fit-head", "--clf", "ridge", "--views", "plain")["features"]["views"] == 1
 
 
 def test_pictures_are_drawn(run: Run, tmp_path: Path) -> None:

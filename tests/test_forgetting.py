@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
+from running import summary_of
 from trained import timeless
 
 from featcache.cache.cache_file import Cache, find_caches
@@ -23,10 +24,8 @@ FEW = ("--val-fraction", "0.2", "--device", "cpu")
 LIMIT = ("--forgetting-limit", "train=90,test=60")
 
 
-def told(run: Run, *arguments: object) -> dict[str, Any]:
-    status, out, err = run("finetune", *arguments, *FEW, "--json")
-    assert status == 0, err
-    return json.loads(out)
+def tune(run: Run, *arguments: object) -> dict[str, Any]:
+    return summary_of(run, "finetune", *arguments, *FEW)
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def embedded(run: Run, tmp_path: Path) -> Cache:
 def test_what_was_forgotten_is_told(run: Run, tmp_path: Path, embedded: Cache) -> None:
     """The numbers are those of a head that is fitted by hand on the two caches; the start's is made once."""
     flags = ("--unfreeze", "all", "--lr", "0.01", "--epochs", "1", "--measure-forgetting", "digits", *LIMIT)
-    record = told(run, *flags, "--name", "one", "--no-refit")
+    record = tune(run, *flags, "--name", "one", "--no-refit")
     found = record["forgetting"]
     assert read_run(tmp_path / "runs/one").record["forgetting"] == found
     assert (found["dataset"], found["clf"], found["n_test"]) == ("digits", "ridge", 60)
@@ -66,7 +65,7 @@ def test_what_was_forgotten_is_told(run: Run, tmp_path: Path, embedded: Cache) -
     assert found["ci95"][0] <= found["difference"] <= found["ci95"][1]
 
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features/forgetting").glob("*.h5")}
-    again = told(run, *flags, "--seed", "3", "--forgetting-head", "logreg")["forgetting"]
+    again = tune(run, *flags, "--seed", "3", "--forgetting-head", "logreg")["forgetting"]
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features/forgetting").glob("*.h5")}
     assert before.items() < after.items()
     assert len(after) == 3
@@ -107,7 +106,7 @@ def test_an_interrupted_run_is_gone_on_with(
     """
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
     monkeypatch.setattr(fisher, "FISHER_IMAGES", 8)
-    whole = told(run, *ALL, "--name", "whole")
+    whole = tune(run, *ALL, "--name", "whole")
     assert (whole["params"]["l2_sp"], whole["params"]["ewc"], whole["params"]["wise_ft"]) == (0.1, 50, [0.4, 0.8])
     assert whole["held"]["ewc"]["fisher"]["images"] == 8
     rehearsal = whole["held"]["rehearsal"]
@@ -128,7 +127,7 @@ def test_an_interrupted_run_is_gone_on_with(
     assert run("finetune", *ALL, *FEW)[0] == 1
     monkeypatch.setattr(training, "save_checkpoint", right)
     assert "no unfinished training" in run("finetune", *ALL[:-1], "0.5", *FEW, "--resume")[2]
-    torn = told(run, *ALL, "--resume", "--name", "torn")
+    torn = tune(run, *ALL, "--resume", "--name", "torn")
     assert timeless(torn["history"]) == timeless(whole["history"])
     assert (torn["metrics"], torn["wise_ft"]) == (whole["metrics"], whole["wise_ft"])
     models = [torch.load(f"runs/{name}/model.pth", weights_only=True) for name in ("whole", "torn")]

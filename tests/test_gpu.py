@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import QUICK
+from running import summary_of
 from test_ranks import ROOT
 from test_tuning_ranks import distance, torchrun
 
@@ -29,13 +29,6 @@ CUDA = torch.device("cuda")
 SMALL = [*QUICK, "--image-size", "64", "--per-class", "12", "--limit", "test=60"]
 
 
-def told(run: Run, command: str, *arguments: object) -> dict[str, Any]:
-    status, out, err = run(command, *arguments, "--json")
-    assert status == 0, err
-    found: dict[str, Any] = json.loads(out)
-    return found
-
-
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = torch.load(run / "model.pth", weights_only=True)
     return found
@@ -43,7 +36,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def embedded(run: Run, tmp_path: Path) -> Cache:
-    told(run, "embed", *SMALL, "--device", "cuda")
+    summary_of(run, "embed", *SMALL, "--device", "cuda")
     (cache,) = find_caches(tmp_path / "features")
     return cache
 
@@ -71,11 +64,11 @@ def test_features_are_those_of_the_cpu(embed: Embed, folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(("engine", "precision"), [("eager", "bf16"), ("eager", "fp16"), ("compile", "bf16")])
 def test_engines_pass_the_gate(run: Run, tmp_path: Path, engine: str, precision: str) -> None:
     flags = [*SMALL, "--device", "cuda", "--engine", engine, "--precision", precision]
-    made = told(run, "embed", *flags)
+    made = summary_of(run, "embed", *flags)
     (cache,) = find_caches(tmp_path / "features")
     assert cache.encoder["precision"] == precision
     assert cache.provenance["hardware"]["name"] == torch.cuda.get_device_name(CUDA)
-    assert told(run, "embed", *flags)["rows_reused"] == made["rows"]
+    assert summary_of(run, "embed", *flags)["rows_reused"] == made["rows"]
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved(
@@ -110,7 +103,7 @@ def test_the_logistic_path_comes_to_the_same_objective(fits: bool, monkeypatch: 
 def test_heads_score_as_on_the_cpu(run: Run, embedded: Cache) -> None:
     each = {}
     for device in ("cuda", "cpu"):
-        done = told(run, "fit-head", "--clf", "linear,mlp,logreg,knn,ridge", "--device", device)
+        done = summary_of(run, "fit-head", "--clf", "linear,mlp,logreg,knn,ridge", "--device", device)
         each[device] = {one["method"]: one["metrics"]["test"]["accuracy"] for one in done["runs"]}
     assert each["cuda"].keys() == each["cpu"].keys()
     for method, accuracy in each["cuda"].items():
@@ -131,7 +124,9 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_it_trains(run: Run, embedded: Cache, way: str) -> None:
     epochs = [] if way == "progressive" else ["--epochs", "2"]
-    done = told(run, "finetune", *WAYS[way], *epochs, "--device", "cuda", "--val-fraction", "0.2", "--batch-size", "16")
+    done = summary_of(
+        run, "finetune", *WAYS[way], *epochs, "--device", "cuda", "--val-fraction", "0.2", "--batch-size", "16"
+    )
     assert done["cost"]["device"] == "cuda"
     assert done["cost"]["peak_gpu_mb"] > 0
     assert done["frozen_sha256"]["before"] == done["frozen_sha256"]["after"]
@@ -141,7 +136,7 @@ def test_it_trains(run: Run, embedded: Cache, way: str) -> None:
 def test_the_same_seed_gives_the_same_bits(run: Run, tmp_path: Path, embedded: Cache) -> None:
     flags = ["--unfreeze", "all", "--epochs", "2", "--device", "cuda", "--augment", "crop"]
     for name in ("one", "two"):
-        told(run, "finetune", *flags, "--name", name)
+        summary_of(run, "finetune", *flags, "--name", name)
     one, two = (weights_of(tmp_path / "runs" / name) for name in ("one", "two"))
     assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
 
@@ -150,18 +145,18 @@ def test_cached_maps_train_as_images_do(run: Run, tmp_path: Path, embedded: Cach
     flags = ["--unfreeze", "layer4", "--epochs", "2", "--device", "cuda", "--precision", "fp32", "--optimizer", "sgd"]
     flags += ["--storage", "float32", "--lr", "1e-3"]
     for name in ("on", "off"):
-        told(run, "finetune", *flags, "--trunk-cache", name, "--name", name)
+        summary_of(run, "finetune", *flags, "--trunk-cache", name, "--name", name)
     on, off = (weights_of(tmp_path / "runs" / name) for name in ("on", "off"))
     assert distance(on, off) < 1e-5
 
 
 def test_the_range_test_says_the_same_twice(run: Run, embedded: Cache) -> None:
     flags = ["--unfreeze", "layer4", "--device", "cuda", "--find-lr"]
-    assert told(run, "finetune", *flags) == told(run, "finetune", *flags)
+    assert summary_of(run, "finetune", *flags) == summary_of(run, "finetune", *flags)
 
 
 def test_predictions_are_those_of_the_cpu(run: Run, tmp_path: Path, embedded: Cache, folder: Path) -> None:
-    told(run, "fit-head", "--clf", "ridge", "--name", "head")
+    summary_of(run, "fit-head", "--clf", "ridge", "--name", "head")
     each = []
     for device in ("cuda", "cpu"):
         status, out, err = run("predict", "head", folder, "--device", device, "--format", "jsonl")
@@ -179,7 +174,7 @@ def test_two_ranks_train_as_one_process_does(run: Run, tmp_path: Path, embedded:
     process = torchrun(tmp_path, ROOT / "bin/finetune", *flags, "--name", "two")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    told(run, "finetune", *flags, "--name", "one")
+    summary_of(run, "finetune", *flags, "--name", "one")
     one, two = (weights_of(tmp_path / "runs" / name) for name in ("one", "two"))
     began = dict(backbone_of(embedded).staged.model.state_dict())
     shared = [name for name, tensor in began.items() if name in one and tensor.shape == one[name].shape]

@@ -32,7 +32,7 @@ CASES = os.environ.get("FEATCACHE_FUZZ_CASES", "100")
 def test_damaged_copies_are_refused_or_say_the_same(cache: Cache, kind: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(FUZZ.parents[1])}
     command = [sys.executable, FUZZ, cache.path, kind, CASES]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     print(kind, told)

@@ -73,7 +73,7 @@ for name in sys.argv[2:]:
     assert not heavy & set(sys.modules), f"{name} imports {heavy & set(sys.modules)}"
 """
     command = [sys.executable, "-c", code, heavy, *modules]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
 
 
@@ -95,10 +95,10 @@ for path in sys.argv[1:]:
     print(out.getvalue().split()[:2], {"torch", "sklearn"} & set(sys.modules))
 """
     paths = sorted(path for path in (ROOT / "bin").iterdir() if path.is_file())
-    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True, timeout=100)
     assert done.stdout.splitlines() == [f"['usage:', '{path.name}'] set()" for path in paths]
 
 
 def test_a_script_runs_as_a_program() -> None:
-    done = subprocess.run([ROOT / "bin/cache", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([ROOT / "bin/cache", "--help"], capture_output=True, text=True, check=True, timeout=100)
     assert done.stdout.startswith("usage: cache")

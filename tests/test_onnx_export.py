@@ -212,7 +212,9 @@ def test_preprocessing_in_onnx_as_the_readme_uses_it(runs: Path, export: Export,
     (example,) = (part.split("```")[0] for part in readme.split("```python\n")[1:] if "onnxruntime" in part)
     draw(tmp_path / "picture.jpg", hue=1, seed=0)
     ask = "\nimport sys\nassert not {'torch', 'featcache'} & set(sys.modules)\nprint(json.dumps([name, float(share)]))"
-    answer = subprocess.run([sys.executable, "-c", example + ask], capture_output=True, check=True, cwd=tmp_path)
+    answer = subprocess.run(
+        [sys.executable, "-c", example + ask], capture_output=True, check=True, cwd=tmp_path, timeout=200
+    )
     name, share = json.loads(answer.stdout)
     probabilities = softmax(own_scores(run, [decode((tmp_path / "picture.jpg").read_bytes())]))
     assert name == str(probabilities.argmax())

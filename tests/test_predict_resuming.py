@@ -87,14 +87,16 @@ def test_killed_twice_every_image_is_there_once_and_in_order(served: Served, tmp
     record, done = tmp_path / ".out.csv.partial.json", 0
     for _ in range(2):
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 100
         while True:
             assert process.poll() is None
+            assert time.monotonic() < end, "no more images were predicted within 100 s"
             now = json.loads(record.read_text())["progress"]["items"] if record.exists() else 0
             if now > done:
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.wait(timeout=60)
         done = now
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     told = json.loads(ended.stdout)

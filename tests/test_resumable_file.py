@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from making import Stop
+from making import Stop, files
 
 from featcache.common.errors import UserError
 from featcache.common.locks import lock_now
@@ -40,10 +40,6 @@ def go_on(path: Path, *, stop_after: int = 10**9, items: list[str] = ITEMS, **gi
                 raise Stop
         made.publish()
     return before
-
-
-def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_in_one_go(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from conftest import BACKBONE, QUICK, draw
+from running import summary_of
 
 from featcache.cache.cache_file import find_caches
 from featcache.common.errors import UserError
@@ -23,35 +24,29 @@ Run = Callable[..., tuple[int, str, str]]
 FEW = ("--val-fraction", "0.2", "--device", "cpu")
 
 
-def told(run: Run, command: str, *arguments: object) -> dict[str, Any]:
-    status, out, err = run(command, *arguments, "--json")
-    assert status == 0, err
-    return json.loads(out)
-
-
 @pytest.fixture
 def embedded(run: Run) -> None:
-    told(run, "embed", *QUICK, "--limit", "test=30", "--device", "cpu", "--engine", "eager")
+    summary_of(run, "embed", *QUICK, "--limit", "test=30", "--device", "cpu", "--engine", "eager")
 
 
 def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None) -> None:
     """Maps are cached once and found again; the tuned backbone's features are those that its own head was scored on."""
     flags = ("--unfreeze", "layer4", "--epochs", "1", "--no-refit", *FEW)
-    on = told(run, "finetune", *flags, "--trunk-cache", "on", "--name", "first")
+    on = summary_of(run, "finetune", *flags, "--trunk-cache", "on", "--name", "first")
     assert (on["source"], on["trunk_cache"]["cut"], on["trunk_cache"]["epochs"]) == ("cache", "layer3", 1)
     assert on["cost"]["embed_s"] == on["trunk_cache"]["embed_s"] > 0
     assert any("all epochs train from" in note for note in on["notes"])
-    again = told(run, "finetune", *flags, "--trunk-cache", "on", "--name", "second")
+    again = summary_of(run, "finetune", *flags, "--trunk-cache", "on", "--name", "second")
     assert (again["trunk_cache"]["file"], again["cost"]["embed_s"]) == (on["trunk_cache"]["file"], 0.0)
     assert again["metrics"] == on["metrics"]
     assert again["cache"] == on["cache"]
-    off = told(run, "finetune", *flags, "--trunk-cache", "off", "--name", "images")
+    off = summary_of(run, "finetune", *flags, "--trunk-cache", "off", "--name", "images")
     assert (off["source"], off["trunk_cache"], off["dataset"]) == ("images", None, on["dataset"])
     assert off["metrics"]["val"]["log_loss"] == pytest.approx(on["metrics"]["val"]["log_loss"], rel=0.02)
 
     subset = ("--per-class", "6", "--limit", "test=30", "--device", "cpu")
     exactly = ("--engine", "eager", "--precision", "fp32", "--storage", "float32")
-    record = told(run, "embed", "--backbone", BACKBONE, "--weights", "runs/first", *subset, *exactly)
+    record = summary_of(run, "embed", "--backbone", BACKBONE, "--weights", "runs/first", *subset, *exactly)
     cache = next(
         each for each in find_caches(tmp_path / "features") if str(each.path) == f"{tmp_path}/{record['cache']}"
     )
@@ -69,9 +64,9 @@ def test_finetune_embed_and_fit_a_head(run: Run, tmp_path: Path, embedded: None)
     expected = read_run(tmp_path / "runs/first").predictions["test_scores"]
     np.testing.assert_allclose(logits, expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max())
 
-    head = told(run, "fit-head", "--clf", "ridge", "--val-fraction", "0.2", "--name", "head")
+    head = summary_of(run, "fit-head", "--clf", "ridge", "--val-fraction", "0.2", "--name", "head")
     assert head["encoder"] == cache.encoder
-    more = told(run, "finetune", "--epochs", "1", "--no-refit", *FEW, "--name", "more")  # from there on
+    more = summary_of(run, "finetune", "--epochs", "1", "--no-refit", *FEW, "--name", "more")  # from there on
     assert more["cache"]["weights"] == "first/model.pth"
 
     for folder, backbone, message in (
@@ -92,18 +87,20 @@ def test_a_model_that_loads_nothing_without_a_version(run: Run, tmp_path: Path) 
     """MNASNet: tuned and refitted, embedded by, predicted by and exported; its file is the library's to load, too."""
     safetensors = pytest.importorskip("safetensors.torch")
     model = ("--backbone", "mnasnet0_5", "--image-size", "32", "--device", "cpu", "--precision", "fp32")
-    told(run, "embed", *model, "--weights", "none", "--per-class", "5", "--limit", "test=10", "--engine", "eager")
-    tuned = told(run, "finetune", "--unfreeze", "last:1", "--epochs", "1", *FEW, "--trunk-cache", "off", "--name", "it")
+    summary_of(run, "embed", *model, "--weights", "none", "--per-class", "5", "--limit", "test=10", "--engine", "eager")
+    tuned = summary_of(
+        run, "finetune", "--unfreeze", "last:1", "--epochs", "1", *FEW, "--trunk-cache", "off", "--name", "it"
+    )
     assert tuned["selection"]["refit"]
     state = torch.load(tmp_path / "runs/it/model.pth", weights_only=True)
     library = torchvision.models.mnasnet0_5(num_classes=10)
     library.load_state_dict(state)
-    told(run, "embed", *model, "--weights", "runs/it", "--per-class", "2", "--limit", "test=10")
+    summary_of(run, "embed", *model, "--weights", "runs/it", "--per-class", "2", "--limit", "test=10")
     (tmp_path / "images").mkdir()
     draw(tmp_path / "images/a.png", hue=0, seed=0)
     status, _, err = run("predict", "it", "images", "--out", "labels.csv", "--device", "cpu")
     assert status == 0, err
-    told(run, "export", "it", "--out", "it.safetensors")
+    summary_of(run, "export", "it", "--out", "it.safetensors")
     names: dict[str, Any] = {"path": "it.safetensors"}
     with safetensors.safe_open("it.safetensors", "pt") as file:
         exec(file.metadata()["load"], names)
@@ -116,7 +113,7 @@ def test_views_and_their_absence_are_told(run: Run, embedded: None) -> None:
     status, _, err = run("finetune", *flags, "--trunk-cache", "on")
     assert status == 2
     assert "--trunk-cache on: --augment flip changes pixels anew in every epoch" in err.splitlines()[-1]
-    record = told(run, "finetune", *flags, "--views", "2")
+    record = summary_of(run, "finetune", *flags, "--views", "2")
     assert (record["augment"], record["params"]["augment"]) == ("2 cached views", "flip")
     assert record["trunk_cache"]["n_views"] == 3
     assert any("2 cached views stand for augmentation" in note for note in record["notes"])
@@ -149,7 +146,7 @@ def test_an_interrupted_run_is_gone_on_with(run: Run, embedded: None, monkeypatc
     flags = ("--unfreeze", "layer4", "--epochs", "2", "--no-refit", *FEW)
     monkeypatch.setattr(training, "CHECKPOINT_SHARE", float("inf"))
     monkeypatch.setattr(trunk_choice, "BUILDING_S", -100.0)  # so that auto is on
-    whole = told(run, "finetune", *flags, "--name", "whole")
+    whole = summary_of(run, "finetune", *flags, "--name", "whole")
     assert whole["source"] == "cache"
     right = training.save_checkpoint
 
@@ -161,8 +158,8 @@ def test_an_interrupted_run_is_gone_on_with(run: Run, embedded: None, monkeypatc
     assert run("finetune", *flags)[0] == 1
     monkeypatch.setattr(training, "save_checkpoint", right)
     monkeypatch.setattr(trunk_choice, "OPENING_S", 1000.0)  # so that it is off
-    assert told(run, "finetune", *flags, "--dry-run")
-    gone_on = told(run, "finetune", *flags, "--resume", "--name", "torn")
+    assert summary_of(run, "finetune", *flags, "--dry-run")
+    gone_on = summary_of(run, "finetune", *flags, "--resume", "--name", "torn")
     assert any("trunk cache on, as the training was begun" in note for note in gone_on["notes"])
     assert [entry["train_loss"] for entry in gone_on["history"]] == [entry["train_loss"] for entry in whole["history"]]
     models = [torch.load(f"runs/{name}/model.pth", weights_only=True) for name in ("whole", "torn")]

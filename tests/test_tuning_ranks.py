@@ -64,7 +64,7 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path, embedded: Cache) ->
     ranks = fork_ranks(tmp_path, 2, train_and_save, embedded.path)
     expected = {case: trained(embedded, case) for case in CASES}
     for rank in ranks:
-        assert rank.wait(timeout=200) == 0, rank.communicate()
+        assert rank.wait(timeout=200) == 0, rank.communicate(timeout=10)
     for case, (whole, began, weights) in expected.items():
         (history, found), (_, other) = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
         assert all(torch.equal(other[name], tensor) for name, tensor in found.items())
@@ -197,8 +197,10 @@ def test_the_command_by_two_ranks(run: Run, tmp_path: Path, embedded: Cache) -> 
     """
     flags = [*FLAGS, "--epochs", "4", "--record-test-curve"]
     process = torchrun(tmp_path, ROOT / "bin/finetune", *flags)
+    end = time.monotonic() + 200
     while not list((tmp_path / "runs").glob(".unfinished-*/chosen.pt")):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=10)
+        assert time.monotonic() < end, "no epoch was kept within 200 s"
         time.sleep(0.05)
     os.kill(pid_of_rank(process, 1), signal.SIGKILL)
     _, err = process.communicate(timeout=60)

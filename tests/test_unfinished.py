@@ -139,7 +139,10 @@ def test_a_process_that_is_killed_holds_nothing(tmp_path: Path) -> None:
         "with work_folder(pathlib.Path(), 'a' * 64, command='', resume=False) as work:\n"
         "    (work.folder / 'chosen.pt').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False, timeout=100).returncode
+        == -signal.SIGKILL
+    )
     with folder_of(tmp_path, resume=True) as work:
         assert work.has_checkpoint
     with folder_of(tmp_path) as work:

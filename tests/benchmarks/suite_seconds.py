@@ -5,6 +5,9 @@
 Runs ``pytest -n 2`` in each checkout in turn (by default this one), with the packages of this environment, and
 prints the seconds of each and its share of the first's. Linux alone: this process adopts what outlives its parent, so
 that nothing is missed.
+
+In ``--by-file`` the children that a test starts itself count for its file. Those that the server of tests/forking.py
+forks are the server's, which ends with the session: they count in the last line of the table.
 """
 
 from __future__ import annotations
