@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from featcache.cache.cache_file import Cache
-from featcache.cache.file_format import DIGEST_SIZE
 from featcache.common.errors import CacheError, UserError
+from featcache.common.hashing import DIGEST_SIZE
 from featcache.maintenance.image_provenance import OriginalImages, origin_of
 from featcache.models.backbones import Backbone, load_backbone
 from featcache.sources.image_sets import ImageDataset

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
 from featcache.commands.console import Console
 from featcache.commands.embed import default_workers
+from featcache.common import hashing
 from featcache.common.machine import choose_device
 from featcache.common.ranks import ALONE, Ranks
 from featcache.maintenance.image_provenance import original_dataset
@@ -80,7 +80,7 @@ class Job:
             "device": self.device.type,
             "refit": self.refit,
         }
-        return file_format.fingerprint(told if option is None else {**told, "trunk": option.to_json()})
+        return hashing.fingerprint(told if option is None else {**told, "trunk": option.to_json()})
 
 
 def prepared(

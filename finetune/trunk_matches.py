@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.cache_file import Cache, find_caches
-from featcache.cache.file_format import canonical_json
 from featcache.cache.split import CachedSplit
 from featcache.common.errors import CacheError
+from featcache.common.hashing import canonical_json
 from featcache.models.backbones import Backbone
 from featcache.sources.augmented_views import Augmentation
 from finetune.map_source import CachedMaps

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
+from featcache.common import hashing
 from featcache.common.machine import device_name, versions
 from featcache.common.ranks import ALONE, Ranks
 from featcache.models.stages import StagedModel
@@ -240,7 +240,7 @@ def run_record(
             "chosen": rows.rows.chosen,
         },
         "encoder": encoder,
-        "encoder_fingerprint": file_format.fingerprint(encoder),
+        "encoder_fingerprint": hashing.fingerprint(encoder),
         "cache": {"file": cache.path.name, "fingerprint": cache.fingerprint, "weights": weights["name"]},
         "source": "cache" if trunk is not None and trunk.option.epochs == tuned.plan.epochs else "images",
         "trunk_cache": None if trunk is None else trunk.to_json(),

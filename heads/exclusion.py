@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.errors import UserError
 from featcache.common.files import one_line, open_regular, size_of
 
@@ -43,7 +44,7 @@ class Exclusion:
     @property
     def fingerprint(self) -> str:
         """Of what is named, whatever the file's name or order."""
-        return file_format.fingerprint([sorted(self.ids), {split: sorted(ids) for split, ids in self.by_split.items()}])
+        return hashing.fingerprint([sorted(self.ids), {split: sorted(ids) for split, ids in self.by_split.items()}])
 
     def keeps(self, ids: Mapping[str, Sequence[str]]) -> Excluded:
         """Which rows of each split stay.

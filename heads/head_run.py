@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
+from featcache.common import hashing
 from featcache.common.machine import versions
 from heads.evidence.metrics import Metrics, Tally, evaluate
 from heads.features import Features
@@ -194,7 +194,7 @@ def _encoded(caches: Sequence[Cache]) -> dict[str, Any]:
     backbone = " + ".join(cache.encoder["backbone"] for cache in caches)
     return {
         "encoder": {"backbone": backbone, "parts": [part["encoder"] for part in parts]},
-        "encoder_fingerprint": file_format.fingerprint([part["encoder_fingerprint"] for part in parts]),
+        "encoder_fingerprint": hashing.fingerprint([part["encoder_fingerprint"] for part in parts]),
         "cache": {**files, "parts": parts},
     }
 

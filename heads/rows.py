@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
+from featcache.common import hashing
 from featcache.common.errors import UsageError, UserError, one_of
 from featcache.tables.subset import Subset, carve, row_numbers
 from heads.cached_features import features_of
@@ -241,7 +241,7 @@ def carve_validation(y: Labels, *, fraction: float = 0.1, seed: int = 0) -> tupl
 
 def rows_fingerprint(*splits: SplitRows) -> str:
     """`layout.fingerprint` of ``[[ids, labels], ...]``, without the whole JSON in memory."""
-    digest = hashlib.blake2b(digest_size=file_format.DIGEST_SIZE)
+    digest = hashlib.blake2b(digest_size=hashing.DIGEST_SIZE)
     for text in _spelled(splits):
         digest.update(text.encode())
     return digest.hexdigest()
@@ -262,5 +262,5 @@ def _spelled(splits: Sequence[SplitRows]) -> Iterator[str]:
 def _spelled_list(values: tuple[str, ...] | Labels) -> Iterator[str]:
     for start in range(0, len(values), _DIGESTED_AT_ONCE):
         part = values[start : start + _DIGESTED_AT_ONCE]
-        told = file_format.canonical_json(part.tolist() if isinstance(part, np.ndarray) else part)
+        told = hashing.canonical_json(part.tolist() if isinstance(part, np.ndarray) else part)
         yield ("," if start else "") + told[1:-1]

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.canary import Canary
-from featcache.cache.file_format import DIGEST_SIZE
 from featcache.common.errors import UserError
 from featcache.common.files import one_line
+from featcache.common.hashing import DIGEST_SIZE
 from heads.plain_data import read_arrays
 
 CANARY_FILE = "canary.npz"

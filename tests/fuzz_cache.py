@@ -28,10 +28,11 @@ from hdf5_checksums import checksums_mended, headers
 from mutations import damaged
 from structure_changes import CHANGES, sealed_again
 
-from featcache.cache import file_format, sandbox
+from featcache.cache import sandbox
 from featcache.cache.cache_file import Cache
 from featcache.cache.canary import stored_canary
 from featcache.cache.hdf5_structure import Structure, from_json, read_structure, to_json
+from featcache.common import hashing
 from featcache.common.errors import CacheError
 
 SECONDS = 10
@@ -84,8 +85,8 @@ def opened(path: Path, expected: dict[str, bytes] | None) -> tuple[str, str]:
 
 def contents(cache: Cache) -> dict[str, bytes]:
     """All that a reader can be told."""
-    found = {"classes": repr(cache.class_names).encode(), "encoder": file_format.canonical_json(cache.encoder).encode()}
-    found["provenance"] = file_format.canonical_json(cache.provenance).encode()
+    found = {"classes": repr(cache.class_names).encode(), "encoder": hashing.canonical_json(cache.encoder).encode()}
+    found["provenance"] = hashing.canonical_json(cache.provenance).encode()
     canary = stored_canary(cache)
     found["canary"] = repr(canary.ids).encode() + canary.features.tobytes() + canary.pixels.tobytes()
     for name, split in cache.splits.items():

@@ -9,13 +9,14 @@ import numpy as np
 from featcache.cache import file_format
 from featcache.cache.raw_reads import CacheFile, Stored
 from featcache.cache.split import CachedSplit
+from featcache.common import hashing
 
 
 def split_of(path: Path, values: np.ndarray, *, block_rows: int = 16) -> CachedSplit:
     """A split whose features are these, in a file of its own."""
     checksums = np.zeros(-(-len(values) // block_rows), file_format.CHECKSUMS)
     for number, (start, stop) in enumerate(file_format.blocks(len(values), block_rows)):
-        checksums["features"][number] = np.frombuffer(file_format.checksum(values[start:stop]), np.uint8)
+        checksums["features"][number] = np.frombuffer(hashing.checksum(values[start:stop]), np.uint8)
     path.write_bytes(checksums.tobytes() + values.tobytes())
     file = CacheFile(path)
     stored = {

@@ -19,6 +19,7 @@ from featcache.cache.cache_file import stored_data_sets, stored_root_digest
 from featcache.cache.hdf5_structure import read_structure
 from featcache.cache.raw_reads import CacheFile
 from featcache.cache.split import CachedSplit
+from featcache.common import hashing
 
 
 def sealed_again(path: Path) -> None:
@@ -33,7 +34,7 @@ def sealed_again(path: Path) -> None:
             checksums = split.checksums.copy()
             for part in file_format.CHECKED:
                 for block, values in split.blocks(part, check=False):
-                    checksums[block][part] = np.frombuffer(file_format.checksum(values), np.uint8)
+                    checksums[block][part] = np.frombuffer(hashing.checksum(values), np.uint8)
             out.seek(stored[name]["checksums"].offset)
             out.write(checksums.tobytes())
         out.flush()
@@ -158,7 +159,7 @@ def encoder_changed(rng: random.Random, file: Any) -> None:
     file.attrs.create("encoder", np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
     if rng.random() < 0.7:
         with suppress(ValueError):
-            file.attrs.create("encoder_fingerprint", np.bytes_(file_format.fingerprint(json.loads(text))))
+            file.attrs.create("encoder_fingerprint", np.bytes_(hashing.fingerprint(json.loads(text))))
 
 
 def provenance_changed(rng: random.Random, file: Any) -> None:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from making import noise_pixels
 from torchvision.transforms import v2
 
-from featcache.cache.file_format import digest
 from featcache.common.errors import UsageError
+from featcache.common.hashing import digest
 from featcache.sources.augmented_views import Augmentation
 from featcache.sources.decoding import pixels_digest, stack_digests
 from featcache.sources.preprocessing import Preprocessing

@@ -18,6 +18,7 @@ from making import golden
 
 from featcache.cache import file_format
 from featcache.cache.cache_file import Cache, find_caches
+from featcache.common import hashing
 from featcache.common.errors import CacheError
 from featcache.common.locks import is_open_for_writing
 from featcache.embedding.job import Embedding
@@ -169,7 +170,7 @@ def variants(value: object) -> list[object]:
 
 
 def test_every_encoder_field_changes_the_fingerprint(cache: Cache) -> None:
-    fingerprints = [file_format.fingerprint(encoder) for encoder in [cache.encoder, *variants(cache.encoder)]]
+    fingerprints = [hashing.fingerprint(encoder) for encoder in [cache.encoder, *variants(cache.encoder)]]
     assert fingerprints[0] == cache.encoder_fingerprint
     assert len(set(fingerprints)) == len(fingerprints) > 20
 
@@ -192,5 +193,5 @@ def test_every_setting_is_a_field_of_the_encoder(backbone: Backbone) -> None:
                     encoders.append(backbone.encoder(**{**settings, "augmentation": changed}))
     seeded = load_backbone(BACKBONE, weights="none", image_size=32, seed=1)
     encoders += [seeded.encoder(**settings), replace(backbone, name="resnet34").encoder(**settings)]
-    fingerprints = [file_format.fingerprint(encoder) for encoder in [plain, *encoders]]
+    fingerprints = [hashing.fingerprint(encoder) for encoder in [plain, *encoders]]
     assert len(set(fingerprints)) == len(fingerprints) > 20

@@ -18,6 +18,7 @@ from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
 from featcache.cache.raw_reads import CacheFile, Stored
 from featcache.cache.split import CachedSplit
+from featcache.common import hashing
 from featcache.common.errors import CacheError
 from featcache.embedding.job import Embedding
 from featcache.models.backbones import Backbone
@@ -246,9 +247,9 @@ def test_rows_stream_in_a_fraction_of_their_memory(tmp_path: Path) -> None:
     n_rows, width, block_rows = BIG
     tile = half(block_rows, width)
     checksums = np.zeros(-(-n_rows // block_rows), file_format.CHECKSUMS)
-    checksums["features"] = np.frombuffer(file_format.checksum(tile), np.uint8)
+    checksums["features"] = np.frombuffer(hashing.checksum(tile), np.uint8)
     rest = n_rows % block_rows
-    checksums["features"][-1] = np.frombuffer(file_format.checksum(tile[: rest or block_rows]), np.uint8)
+    checksums["features"][-1] = np.frombuffer(hashing.checksum(tile[: rest or block_rows]), np.uint8)
     with (tmp_path / "big").open("wb") as file:
         file.write(checksums.tobytes())
         for _ in range(n_rows // block_rows):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.cache.file_format import digest
+from featcache.common.hashing import digest
 from featcache.sources import decoding
 from featcache.sources.decoding import DamagedImageError
 from featcache.sources.image_inputs import handed_images

@@ -27,6 +27,14 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def test_the_contracts_of_pyproject_hold() -> None:
+    """The order of floors and rooms; imports for types and inside functions count."""
+    done = subprocess.run(
+        ["lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("package", BELOW)
 def test_imports_go_down_only(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))

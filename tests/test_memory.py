@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.cache import file_format
-from featcache.common import user_cache
+from featcache.common import hashing, user_cache
 from featcache.common.user_cache import remembered_digests
 
 Files = tuple[Path, list[str], Callable[[str], bytes], list[str]]
@@ -28,14 +27,14 @@ def files(tmp_path: Path) -> Files:
 
     def digest(name: str) -> bytes:
         read.append(name)
-        return file_format.digest((tmp_path / name).read_bytes())
+        return hashing.digest((tmp_path / name).read_bytes())
 
     time.sleep(user_cache._RACY_NS / 1e9 + 0.1)
     return tmp_path, names, digest, read
 
 
 def fresh(root: Path, names: list[str]) -> np.ndarray:
-    return np.stack([np.frombuffer(file_format.digest((root / name).read_bytes()), np.uint8) for name in names])
+    return np.stack([np.frombuffer(hashing.digest((root / name).read_bytes()), np.uint8) for name in names])
 
 
 def test_only_what_changed_is_read_again(files: Files) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from featcache.cache import pictures
-from featcache.cache.file_format import digest
+from featcache.common.hashing import digest
 from featcache.sources import decoding
 
 #: By name: the content digest, the decoded shape.

@@ -13,7 +13,7 @@ from torchvision.models import get_model_weights
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transform
 
-from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.errors import UsageError
 from featcache.models import backbones
 from featcache.models.backbones import load_backbone
@@ -162,7 +162,7 @@ def test_what_is_recorded_of_the_usual_ways_stays_as_it_was() -> None:
     told = backbones._timm("coat_lite_medium_384", "coat_lite_medium_384").preprocessing.to_json()
     assert (told["resize"], told["resize_size"], told["image_size"]) == ("squash", 384, 384)
     told = backbones._timm("tf_efficientnet_lite0", "tf_efficientnet_lite0").preprocessing.to_json()
-    assert file_format.fingerprint(told) == "116504ebba6cb84039c917bc9122654c"
+    assert hashing.fingerprint(told) == "116504ebba6cb84039c917bc9122654c"
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

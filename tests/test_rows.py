@@ -10,8 +10,8 @@ import pytest
 from making import flip
 from row_checks import VIEWS, Embed, MakeFolder, assert_same, by_id
 
-from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
+from featcache.common import hashing
 from featcache.common.errors import CacheError, UsageError, UserError
 from featcache.sources.image_sets import ArrayImages, ImageDataset, Split
 from featcache.tables.subset import Subset
@@ -45,12 +45,12 @@ def test_rows_are_split_once_and_wholly(cache: Cache) -> None:
 def test_the_fingerprint_is_that_of_all_ids_and_labels(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = load_rows(cache)
     told = [[list(part.ids), part.labels.tolist()] for part in (rows.train, rows.val, rows.test)]
-    assert rows.fingerprint == file_format.fingerprint(told)
+    assert rows.fingerprint == hashing.fingerprint(told)
     monkeypatch.setattr("heads.rows._DIGESTED_AT_ONCE", 7)
     assert rows_fingerprint(rows.train, rows.val, rows.test) == rows.fingerprint
     odd = replace(rows.test, ids=tuple(f'ü"\\\n{i}' for i in range(12)))
-    assert rows_fingerprint(odd) == file_format.fingerprint([[list(odd.ids), odd.labels.tolist()]])
-    assert rows_fingerprint(rows.test.take(np.array([], np.int64))) == file_format.fingerprint([[[], []]])
+    assert rows_fingerprint(odd) == hashing.fingerprint([[list(odd.ids), odd.labels.tolist()]])
+    assert rows_fingerprint(rows.test.take(np.array([], np.int64))) == hashing.fingerprint([[[], []]])
 
 
 @pytest.mark.parametrize("settings", [{}, {"augmentation": VIEWS}, {"cut": 2}, {"cut": 2, "augmentation": VIEWS}])

@@ -14,6 +14,7 @@ import numpy as np
 from featcache.build.plan import Plan
 from featcache.cache import file_format
 from featcache.cache.canary import Canary
+from featcache.common import hashing
 from featcache.common.disk import removed_on_failure, sync_folder
 from featcache.common.errors import UserError
 
@@ -51,7 +52,7 @@ def create(path: Path, plan: Plan, provenance: Mapping[str, Any], canary: Canary
 
 def padded(provenance: Mapping[str, Any]) -> bytes:
     """The bytes of ``/provenance``."""
-    data = file_format.canonical_json(provenance).encode()
+    data = hashing.canonical_json(provenance).encode()
     if len(data) > file_format.PROVENANCE_SIZE:
         raise UserError(f"the provenance takes {len(data):,} bytes; {file_format.PROVENANCE_SIZE:,} is the most")
     return data.ljust(file_format.PROVENANCE_SIZE)

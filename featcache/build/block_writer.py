@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from featcache.build.allocation import padded, write_at
 from featcache.cache import file_format
 from featcache.cache.raw_reads import Stored
+from featcache.common import hashing
 from featcache.common.disk import explained
 from featcache.common.errors import UserError
 from featcache.common.locks import join, take_over
@@ -79,7 +80,7 @@ class BlockWriter:
         with explained(self._folder):
             for name, part in values.items():
                 exact = self._write_rows(split, name, start, part)
-                checksums[name] = np.frombuffer(file_format.checksum(exact), np.uint8)
+                checksums[name] = np.frombuffer(hashing.checksum(exact), np.uint8)
         self._uncommitted.append((split, block, checksums))
 
     def write_origin(self, split: str, start: int, origin: NDArray[np.uint8]) -> None:

@@ -30,6 +30,7 @@ from featcache.cache.canary import Canary
 from featcache.cache.hdf5_structure import read_structure
 from featcache.cache.raw_reads import CacheFile
 from featcache.cache.split import CachedSplit
+from featcache.common import hashing
 from featcache.common.disk import explained, sync_folder
 from featcache.common.errors import CacheError
 from featcache.common.locks import aside_paths
@@ -219,7 +220,7 @@ class CacheBuilder:
         """Whether the checksums of a block are those of the rows that it should hold."""
         told = split.checksums[block]
         planned = self._planned(split.name, *split.rows_of(block))
-        return all(told[name].tobytes() == file_format.checksum(values) for name, values in planned.items())
+        return all(told[name].tobytes() == hashing.checksum(values) for name, values in planned.items())
 
     def _planned(self, name: str, start: int, stop: int) -> dict[str, Array]:
         """What is known of rows without their images."""

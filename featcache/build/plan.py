@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
+from featcache.common import hashing
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class PlannedRows:
         """How the fingerprint tells these rows from others, their order included."""
         return {
             "rows": len(self.ids),
-            "ids": file_format.digest("\n".join(self.ids).encode()).hex(),
-            "labels": file_format.digest(self.labels.astype("<i8")).hex(),
-            "content": file_format.digest(self.content).hex(),
+            "ids": hashing.digest("\n".join(self.ids).encode()).hex(),
+            "labels": hashing.digest(self.labels.astype("<i8")).hex(),
+            "content": hashing.digest(self.content).hex(),
         }
 
 
@@ -60,7 +61,7 @@ class Plan:
     def fingerprint(self) -> str:
         rows = {name: split.digest() for name, split in self.splits.items()}
         told = {"encoder": dict(self.encoder), "source": dict(self.source), "rows": rows, "classes": self.class_names}
-        return file_format.fingerprint(told)
+        return hashing.fingerprint(told)
 
     @property
     def content(self) -> NDArray[np.uint8]:
@@ -91,7 +92,7 @@ class Plan:
         return {
             "format": file_format.FORMAT,
             "format_version": file_format.FORMAT_VERSION,
-            "encoder": file_format.canonical_json(self.encoder),
+            "encoder": hashing.canonical_json(self.encoder),
             "encoder_fingerprint": self.encoder_fingerprint,
             "class_names": list(self.class_names),
             "block_rows": self.block_rows,
@@ -99,7 +100,7 @@ class Plan:
 
     @property
     def encoder_fingerprint(self) -> str:
-        return file_format.fingerprint(self.encoder)
+        return hashing.fingerprint(self.encoder)
 
     def data_sets(self, canary_ids: tuple[str, ...]) -> file_format.DataSets:
         """The type and shape of each data set of the file, by path."""

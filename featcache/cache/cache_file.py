@@ -20,6 +20,7 @@ from featcache.cache.hdf5_structure import Structure
 from featcache.cache.raw_reads import CacheFile, Stored
 from featcache.cache.recorded_fields import checked_encoder, checked_provenance
 from featcache.cache.split import CachedSplit
+from featcache.common import hashing
 from featcache.common.errors import CacheError, corrupt_error
 from featcache.common.locks import is_open_for_writing
 
@@ -148,7 +149,7 @@ def find_caches(folder: Path, *, on_refusal: Callable[[CacheError], None] = lamb
 
 
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else file_format.canonical_json(value)  # None becomes null
+    return value if isinstance(value, str) else hashing.canonical_json(value)  # None becomes null
 
 
 def _file(path: Path, *, in_the_making: bool = False) -> CacheFile:

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
+
+from featcache.common.hashing import DIGEST_SIZE, digest, fingerprint
 
 FORMAT = "featcache"
 FORMAT_VERSION = 2
 
-#: Bytes of the digests in a file (BLAKE2b) and of its blocks' checksums (XXH3).
-DIGEST_SIZE = 16
 #: Bytes of the JSON in ``/provenance``, padded with spaces.
 PROVENANCE_SIZE = 65536
 #: Data start at multiples of this many bytes.
@@ -100,30 +97,6 @@ def blocks(n_rows: int, block_rows: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + block_rows, n_rows)) for start in range(0, n_rows, block_rows))
 
 
-def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value that fingerprints are taken of: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest(data: bytes | NDArray[Any]) -> bytes:
-    """BLAKE2b, 16 bytes: of what identifies images, rows and files."""
-    return hashlib.blake2b(_plain(data), digest_size=DIGEST_SIZE).digest()
-
-
-def checksum(data: bytes | NDArray[Any]) -> bytes:
-    """XXH3, 16 bytes: of a block of rows. No defence against forgery, but twenty times as fast as BLAKE2b."""
-    return xxhash.xxh3_128_digest(_plain(data))
-
-
-def _plain(data: bytes | NDArray[Any]) -> bytes | memoryview:
-    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else data
-
-
-def fingerprint(value: Any) -> str:
-    """Digest of a JSON value, 32 hex digits."""
-    return digest(canonical_json(value).encode()).hex()
-
-
 def root_digest(
     attributes: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -149,3 +122,8 @@ def root_digest(
 
 def _spelled(dtype: np.dtype[Any]) -> Any:
     return dtype.str if dtype.names is None else f"{dtype.itemsize} bytes"
+
+
+def status_name(status: int) -> str:
+    """What a row's status means."""
+    return STATUS_NAMES.get(status, f"status {status}")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.cache.file_format import status_name
 from featcache.common.errors import UserError, missing_extra
-from featcache.maintenance.description import status_name
 
 if TYPE_CHECKING:
     import pandas

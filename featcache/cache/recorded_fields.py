@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.errors import corrupt_error
 
 _ENCODER_FIELDS = {
@@ -28,7 +29,7 @@ def checked_encoder(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]
     for name, known in (("precision", file_format.PRECISIONS), ("storage", file_format.STORAGES)):
         if encoder[name] not in known:
             raise corrupt_error(path, f"the encoder's {name} is {encoder[name]!r}; expected one of {', '.join(known)}")
-    if file_format.fingerprint(encoder) != attributes["encoder_fingerprint"]:
+    if hashing.fingerprint(encoder) != attributes["encoder_fingerprint"]:
         raise corrupt_error(path, "the encoder does not match its fingerprint; delete the file and embed again")
     return encoder
 
@@ -52,7 +53,7 @@ def _object(path: Path, where: str, text: bytes, fields: Mapping[str, Any]) -> d
     """A JSON object that has at least these fields."""
     try:
         value = json.loads(text)
-        file_format.canonical_json(value).encode()  # neither NaN nor half a surrogate pair
+        hashing.canonical_json(value).encode()  # neither NaN nor half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise corrupt_error(path, f"{where} is no JSON ({' '.join(str(error).split())[:80]}); embed again") from error
     if not isinstance(value, dict):

@@ -15,10 +15,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from featcache.cache import file_format
 from featcache.cache.hdf5_structure import Structure, check_superblock, from_json, read_structure, to_json
 from featcache.cache.raw_reads import CacheFile
-from featcache.common import user_cache
+from featcache.common import hashing, user_cache
 from featcache.common.errors import CACHE_FAULTS, CacheError
 
 #: Limits of the child that parses an unknown file.
@@ -74,7 +73,7 @@ def accept(file: CacheFile, root_digest: str) -> None:
 
 
 def _mark(file: CacheFile) -> Path:
-    return user_cache.folder() / "accepted" / file_format.fingerprint(list(file.identity))
+    return user_cache.folder() / "accepted" / hashing.fingerprint(list(file.identity))
 
 
 def _from_child(path: Path) -> Structure:

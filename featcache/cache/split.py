@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featcache.cache import file_format
 from featcache.cache.damage import Damage
 from featcache.cache.raw_reads import Stored
+from featcache.common import hashing
 from featcache.common.errors import corrupt_error
 from featcache.tables.subset import row_numbers
 
@@ -192,10 +193,7 @@ class CachedSplit:
 
     def _matches(self, data_set: str, block: int, values: Array) -> bool:
         told = self._told[data_set]
-        return (
-            file_format.checksum(values)
-            == told[block * file_format.DIGEST_SIZE : (block + 1) * file_format.DIGEST_SIZE]
-        )
+        return hashing.checksum(values) == told[block * hashing.DIGEST_SIZE : (block + 1) * hashing.DIGEST_SIZE]
 
     @cached_property
     def _told(self) -> dict[str, bytes]:

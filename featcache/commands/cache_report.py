@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from featcache.commands.console import Console
-from featcache.maintenance.differences import Differences, Fields, SplitDifferences
+from featcache.common.hashing import Fields
+from featcache.maintenance.differences import Differences, SplitDifferences
 from featcache.maintenance.inventory import Entry
 
 #: So many examples or classes are shown; ``--json`` has all.

@@ -20,7 +20,7 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
-from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.disk import explained
 from featcache.common.errors import CacheError
 
@@ -31,7 +31,7 @@ def host() -> str:
     machine = b""
     with suppress(OSError):
         machine = Path("/etc/machine-id").read_bytes().strip()
-    return file_format.digest(platform.node().encode() + b"\n" + machine).hex()[:8]
+    return hashing.digest(platform.node().encode() + b"\n" + machine).hex()[:8]
 
 
 def partial_path(path: Path) -> Path:
@@ -145,7 +145,7 @@ def _locks(path: Path) -> list[Path]:
     with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid == os.getuid():
-            locks.append(folder / f"{file_format.digest(os.fsencode(path.resolve())).hex()}.{host()}.lock")
+            locks.append(folder / f"{hashing.digest(os.fsencode(path.resolve())).hex()}.{host()}.lock")
     return locks
 
 

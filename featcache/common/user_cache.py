@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import file_format
+from featcache.common import hashing
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ def remembered_digests(root: Path, names: Sequence[str], digest: Callable[[str],
         new = np.zeros(int(settled.sum()), _ENTRY)
         new["key"], new["content"] = keys[settled], contents[settled]
         _save(root, new, keys)
-    return contents.view(np.uint8).reshape(len(names), file_format.DIGEST_SIZE)
+    return contents.view(np.uint8).reshape(len(names), hashing.DIGEST_SIZE)
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -96,21 +96,21 @@ def _mark(root: Path, name: str, now: int) -> tuple[bytes, bool]:
     try:
         status = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118  a third of pathlib's time, for every image
     except OSError:
-        return bytes(file_format.DIGEST_SIZE), False
+        return bytes(hashing.DIGEST_SIZE), False
     times = (status.st_mtime_ns, status.st_ctime_ns)
     told = f"{status.st_dev},{status.st_ino},{status.st_size},{times},{name}"
-    return file_format.digest(os.fsencode(told)), max(times) < now - _RACY_NS
+    return hashing.digest(os.fsencode(told)), max(times) < now - _RACY_NS
 
 
 def _path(root: Path) -> Path:
-    return folder() / "digests" / file_format.digest(os.fsencode(root.resolve())).hex()
+    return folder() / "digests" / hashing.digest(os.fsencode(root.resolve())).hex()
 
 
 def _load(root: Path) -> NDArray[np.void]:
     with suppress(OSError, RuntimeError, ValueError):
         data = _path(root).read_bytes()
-        if file_format.digest(data[file_format.DIGEST_SIZE :]) == data[: file_format.DIGEST_SIZE]:
-            return np.frombuffer(data, _ENTRY, offset=file_format.DIGEST_SIZE)
+        if hashing.digest(data[hashing.DIGEST_SIZE :]) == data[: hashing.DIGEST_SIZE]:
+            return np.frombuffer(data, _ENTRY, offset=hashing.DIGEST_SIZE)
     return np.zeros(0, _ENTRY)
 
 
@@ -121,7 +121,7 @@ def _save(root: Path, new: NDArray[np.void], keys: NDArray[np.void]) -> None:
         others = known[~np.isin(known["key"], keys)][:_MAX_OTHERS]
         entries = np.concatenate([new, others])
         data = entries[np.argsort(entries["key"], kind="stable")].tobytes()
-        _replace(_path(root), file_format.digest(data) + data)
+        _replace(_path(root), hashing.digest(data) + data)
 
 
 @contextmanager

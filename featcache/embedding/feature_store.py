@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from featcache.build.reuse import KnownRows
 from featcache.cache import file_format
 from featcache.cache.cache_file import Cache, find_caches
+from featcache.common import hashing
 from featcache.common.errors import CacheError
 from featcache.common.locks import building
 from featcache.embedding.frozen_encoder import SPLIT, Encoder
@@ -129,7 +130,7 @@ def _whole(cache: Cache) -> NDArray[np.uint8]:
 
 
 def _keys(content: NDArray[np.uint8]) -> NDArray[Any]:
-    return np.ascontiguousarray(content).view(f"V{file_format.DIGEST_SIZE}").reshape(-1)
+    return np.ascontiguousarray(content).view(f"V{hashing.DIGEST_SIZE}").reshape(-1)
 
 
 def _delete(cache: Cache, reason: str) -> None:

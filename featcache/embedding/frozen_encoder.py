@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featcache.build.plan import PlannedRows
 from featcache.build.reuse import Wanted
-from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.errors import UserError
 from featcache.embedding.embed_rows import Filled, batches, fate
 from featcache.embedding.job import Embedding
@@ -26,7 +26,7 @@ NO_IMAGES = ImageDataset("embedder", ("unlabelled",), {})
 #: The split that images are embedded as.
 SPLIT = "train"
 
-_NONE = np.empty((0, file_format.DIGEST_SIZE), np.uint8)
+_NONE = np.empty((0, hashing.DIGEST_SIZE), np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Encoder:
     @cached_property
     def wanted(self) -> Wanted:
         """Which caches serve: those of this encoder that today's stack agrees with."""
-        fingerprint = file_format.fingerprint(self.embedding.encoder)
+        fingerprint = hashing.fingerprint(self.embedding.encoder)
         return Wanted(fingerprint, self.embedding.canary(), self.embedding.precision)
 
     def embedding_of(self, images: DistinctImages, *, workers: int, more: NDArray[np.uint8] = _NONE) -> Embedding:

@@ -19,6 +19,7 @@ from featcache.build.preflight import finished_cache, refuse_damaged, refuse_dri
 from featcache.cache import file_format, pictures
 from featcache.cache.cache_file import Cache
 from featcache.cache.canary import Canary
+from featcache.common import hashing
 from featcache.common.errors import UserError
 from featcache.common.locks import building
 from featcache.common.machine import hardware, versions, working_folder
@@ -254,11 +255,11 @@ class Embedding:
     def canary(self) -> Canary:
         """What this stack makes of the pictures that ship with the package."""
         read = pictures.read()
-        digests = np.stack([np.frombuffer(file_format.digest(data), np.uint8) for data in read])
+        digests = np.stack([np.frombuffer(hashing.digest(data), np.uint8) for data in read])
         images = views([decode(data) for data in read], digests, self.backbone.preprocessing, self.augmentation)
         starts = range(0, len(images), self.group_rows)
         features = np.concatenate([self.passes.features(images[i : i + self.group_rows]) for i in starts])
-        pixels = np.stack([np.frombuffer(file_format.digest(image.numpy()), np.uint8) for image in images.contiguous()])
+        pixels = np.stack([np.frombuffer(hashing.digest(image.numpy()), np.uint8) for image in images.contiguous()])
         return Canary(pictures.names(), self.passes.stored(features), pixels)
 
     def _built(self, on_progress: Progress, on_wait: Tell, on_note: Tell) -> Filled:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.errors import UserError
-from featcache.maintenance.differences import differing_fields
+from featcache.common.hashing import differing_fields
 
 if TYPE_CHECKING:
     import torch
@@ -116,4 +116,4 @@ def _weights(encoder: Mapping[str, Any], recorded: str, given: str | None) -> st
 
 
 def _told(value: Any) -> str:
-    return value if isinstance(value, str) else file_format.canonical_json(value)
+    return value if isinstance(value, str) else hashing.canonical_json(value)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.build.plan import PlannedRows
-from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.errors import UserError
 from featcache.common.ranks import Ranks
 from featcache.engines.fidelity_gate import CALIBRATION_IMAGES, spread_rows
@@ -29,9 +29,9 @@ def planned_rows(dataset: ImageDataset, ranks: Ranks) -> dict[str, PlannedRows]:
         raise UserError(
             f"{dataset.name} has the splits {', '.join(dataset.splits)}; expected train, test and at most val"
         )
-    unread = np.empty((0, file_format.DIGEST_SIZE), np.uint8)
+    unread = np.empty((0, hashing.DIGEST_SIZE), np.uint8)
     told = [PlannedRows(split.ids, split.labels, unread).digest() for split in dataset.splits.values()]
-    ranks.require_same(file_format.fingerprint([dataset.name, dataset.class_names, dataset.selection, told]), "rows")
+    ranks.require_same(hashing.fingerprint([dataset.name, dataset.class_names, dataset.selection, told]), "rows")
     read = {name: _digests(split.images, ranks) for name, split in dataset.splits.items()}
     return {name: PlannedRows(split.ids, split.labels, read[name]) for name, split in dataset.splits.items()}
 
@@ -50,4 +50,4 @@ def calibration(rows: Mapping[str, PlannedRows], *, batch: int) -> dict[str, Any
     """
     first = next(iter(rows.values()))
     content = first.content[spread_rows(len(first.ids), CALIBRATION_IMAGES)]
-    return {"images": len(content), "content": file_format.digest(np.ascontiguousarray(content)).hex(), "batch": batch}
+    return {"images": len(content), "content": hashing.digest(np.ascontiguousarray(content)).hex(), "batch": batch}

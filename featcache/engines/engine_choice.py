@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from featcache.build.reuse import count_known
-from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
-from featcache.common import user_cache
+from featcache.common import hashing, user_cache
 from featcache.common.errors import CacheError, UserError
 from featcache.common.locks import partial_path
 from featcache.common.machine import device_name, fast_precision, versions
@@ -186,7 +185,7 @@ def _rate(prepared: Prepared) -> float:
 def _memory_name(candidate: Embedding) -> str:
     """What set-up and gain depend on."""
     told = [candidate.plan.encoder_fingerprint, candidate.pass_images, versions(), device_name(candidate.device)]
-    return f"engine-{file_format.fingerprint([*told, torch.get_num_threads()])}"
+    return f"engine-{hashing.fingerprint([*told, torch.get_num_threads()])}"
 
 
 def _expected(candidate: Embedding) -> tuple[float, float]:

@@ -51,7 +51,10 @@ def _rows(cache: Cache, split: CachedSplit) -> dict[str, Any]:
     of_class = [{"name": name, "rows": of_label.pop(label, 0)} for label, name in enumerate(cache.class_names)]
     unlabelled = sum(count for label, count in of_label.items() if label < 0)
     damaged = [
-        {"id": split.ids[row], "reason": split.errors.get(split.ids[row]) or status_name(int(split.status[row]))}
+        {
+            "id": split.ids[row],
+            "reason": split.errors.get(split.ids[row]) or file_format.status_name(int(split.status[row])),
+        }
         for row in np.flatnonzero(split.status != file_format.OK).tolist()
     ]
     return {
@@ -70,8 +73,3 @@ def _origin(cache: Cache, split: CachedSplit) -> list[dict[str, Any]]:
         {"file": sources[number] if number < len(sources) else f"source {number}, not recorded", "rows": count}
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
     ]
-
-
-def status_name(status: int) -> str:
-    """What a row's status means."""
-    return file_format.STATUS_NAMES.get(status, f"status {status}")

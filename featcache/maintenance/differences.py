@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,13 +11,10 @@ from numpy.typing import NDArray
 from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
 from featcache.cache.split import CachedSplit
+from featcache.common.hashing import Fields, differing_fields
 
-#: What a field that one side does not have is told as.
-ABSENT = "absent"
 #: Features of both sides are read so many bytes at a time.
 _CHUNK_BYTES = 1 << 25
-
-Fields = dict[str, tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -83,18 +79,6 @@ def compare_caches(a: Cache, b: Cache) -> Differences:
         data=differing_fields(_data(a), _data(b)),
         splits={name: _compare_splits(a, b, name) for name in a.splits if name in b.splits},
     )
-
-
-def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Fields:
-    """The values of both sides where they differ, by dotted name; tuples and lists of the same values are the same."""
-    found: Fields = {}
-    for key in (*a, *(key for key in b if key not in a)):
-        one, other = a.get(key, ABSENT), b.get(key, ABSENT)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found |= differing_fields(one, other, f"{prefix}{key}.")
-        elif file_format.canonical_json(one) != file_format.canonical_json(other):
-            found[f"{prefix}{key}"] = (one, other)
-    return found
 
 
 def _data(cache: Cache) -> dict[str, Any]:

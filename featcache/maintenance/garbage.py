@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
 from featcache.cache.canary import compare, stored_canary
+from featcache.common import hashing
 from featcache.common.errors import CacheError
 from featcache.common.locks import building, is_building, is_open_for_writing
 from featcache.maintenance.inventory import cache_paths, open_any
@@ -235,7 +236,7 @@ def _superseded(caches: list[Cache]) -> Iterator[tuple[Path, str]]:
 def _usable_content(cache: Cache) -> NDArray[np.void]:
     """The distinct contents of rows that have features."""
     each = [split.content[split.status == file_format.OK] for split in cache.splits.values()]
-    keys = np.ascontiguousarray(np.concatenate(each)).view(f"V{file_format.DIGEST_SIZE}").reshape(-1)
+    keys = np.ascontiguousarray(np.concatenate(each)).view(f"V{hashing.DIGEST_SIZE}").reshape(-1)
     return np.unique(keys)
 
 

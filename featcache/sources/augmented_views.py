@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.file_format import digest
 from featcache.common.errors import UsageError
+from featcache.common.hashing import digest
 from featcache.sources.decoding import Pixels
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.file_format import DIGEST_SIZE, digest
 from featcache.common.files import one_line, open_regular, size_of
+from featcache.common.hashing import DIGEST_SIZE, digest
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from featcache.cache.file_format import DIGEST_SIZE
 from featcache.common.errors import UsageError, UserError
 from featcache.common.files import one_line
+from featcache.common.hashing import DIGEST_SIZE
 from featcache.sources import decoding
 from featcache.sources.decoding import DamagedImageError, Pixels, stack_digests
 from featcache.sources.image_sets import ArrayImages, FileImages, Images, ReadImages

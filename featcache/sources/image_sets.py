@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.file_format import DIGEST_SIZE, digest
 from featcache.common.errors import UserError, one_of
+from featcache.common.hashing import DIGEST_SIZE, digest
 from featcache.common.user_cache import remembered_digests
 from featcache.sources import decoding
 from featcache.sources.decoding import DamagedImageError, Pixels, stack_digests

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.cache import file_format
 from featcache.cache.cache_file import Cache
+from featcache.common import hashing
 from featcache.common.disk import other_name_note
 from featcache.common.errors import UserError
 from featcache.common.files import one_line
@@ -107,7 +107,7 @@ class CellPlan:
             told["exclude"] = self.place.exclude.fingerprint
         if self.place.record_test_curve and self.method.kind == "finetune":  # a run without the curve is another
             told["test_curve"] = True
-        return file_format.fingerprint(told)
+        return hashing.fingerprint(told)
 
     @property
     def folder(self) -> Path:

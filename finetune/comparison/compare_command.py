@@ -52,7 +52,7 @@ def _list_recipes(console: Console) -> dict[str, Any]:
 
 
 def _of_runs(arguments: argparse.Namespace, console: Console) -> Comparison:
-    from featcache.cache import file_format
+    from featcache.common import hashing
     from finetune.comparison.assembling import assemble
     from finetune.comparison.finished_runs import cells_of_runs
 
@@ -71,7 +71,7 @@ def _of_runs(arguments: argparse.Namespace, console: Console) -> Comparison:
     if given := [flag for flag in flags if getattr(arguments, flag)]:
         raise UsageError(f"--{given[0]} is for fitting, and finished runs are named: leave one of them out")
     cells = cells_of_runs(arguments.runs, runs_dir=arguments.runs_dir)
-    digits = file_format.fingerprint([str(cell.run) for cell in cells])[:8]
+    digits = hashing.fingerprint([str(cell.run) for cell in cells])[:8]
     name = arguments.name or f"compare-{digits}"
     console.note(f"{len(cells)} finished runs")
     return assemble(
@@ -84,7 +84,7 @@ def _of_runs(arguments: argparse.Namespace, console: Console) -> Comparison:
 
 
 def _run(arguments: argparse.Namespace, console: Console, command: str) -> Comparison:
-    from featcache.cache import file_format
+    from featcache.common import hashing
     from featcache.common.machine import keep_freed_memory
     from finetune.comparison.assembling import assemble
     from finetune.comparison.cells import Place, plan_cells
@@ -115,7 +115,7 @@ def _run(arguments: argparse.Namespace, console: Console, command: str) -> Compa
     deadline = None if arguments.budget is None else began + arguments.budget
     cells = _cells(plans, console, deadline, arguments.budget)
     told = [[plan.fingerprint, plan.method.name] for plan in plans]
-    name = arguments.name or f"{plans[0].cache.dataset}-compare-{file_format.fingerprint(told)[:8]}"
+    name = arguments.name or f"{plans[0].cache.dataset}-compare-{hashing.fingerprint(told)[:8]}"
     return assemble(
         cells,
         name=name,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache import file_format
+from featcache.common import hashing
 from finetune.comparison.methods import Strategy, strategy_of
 from finetune.comparison.results import Cell, Kind, largest_common_fraction
 from heads.comparing import is_of_best_epoch
@@ -108,7 +108,7 @@ def finished(folder: Path) -> Finished:
     return Finished(
         folder=folder,
         record=run.record,
-        test_rows=file_format.fingerprint([ids[order].tolist(), labels[order].tolist()]),
+        test_rows=hashing.fingerprint([ids[order].tolist(), labels[order].tolist()]),
         hits=(scores.argmax(axis=1) == labels)[order],
     )
 

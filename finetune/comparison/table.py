@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.file_format import canonical_json
+from featcache.common.hashing import canonical_json
 from finetune.comparison.differences import not_compared, reference_of
 from finetune.comparison.groups import Finished, Group, at_largest_common_fraction, common_seeds, comparable
 from finetune.comparison.results import TableRow

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from featcache.cache import file_format
 from featcache.commands.embed import default_workers
+from featcache.common import hashing
 from featcache.common.errors import UserError
 from featcache.common.files import one_line
 from featcache.maintenance.image_provenance import original_dataset
@@ -159,7 +159,7 @@ def _trunk_of(
 
 
 def _fingerprint(cell: CellPlan, number: int) -> str:
-    return file_format.fingerprint({"cell": cell.fingerprint, "trial": number})
+    return hashing.fingerprint({"cell": cell.fingerprint, "trial": number})
 
 
 def _add_trials(

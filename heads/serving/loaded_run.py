@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.errors import UserError
 from featcache.common.files import one_line
 from featcache.embedding.job import Embedding
@@ -89,7 +89,7 @@ class LoadedRun:
         """Of all that decides what is predicted: encoders, the head's numbers, classes."""
         arrays = [[name, str(a.dtype), list(a.shape), _digest(a)] for name, a in sorted(self.head.arrays().items())]
         told = {"encoders": [each.encoder for each in self.serving], "head": [self.head.KIND, arrays]}
-        return file_format.fingerprint({**told, "classes": list(self.class_names)})
+        return hashing.fingerprint({**told, "classes": list(self.class_names)})
 
     def features(self, images: Sequence[Tensor]) -> tuple[ArrayFeatures, NDArray[np.bool_]]:
         """Embed one batch.
@@ -228,4 +228,4 @@ def _tuned(folder: Path, record: dict[str, Any], settings: Mapping[str, Any]) ->
 
 
 def _digest(array: NDArray[Any]) -> str:
-    return file_format.digest(np.ascontiguousarray(array).tobytes()).hex()
+    return hashing.digest(np.ascontiguousarray(array).tobytes()).hex()

@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from featcache.cache import file_format
+from featcache.common import hashing
 from featcache.common.disk import explained, sync_folder
 from featcache.common.errors import UserError
 from featcache.common.locks import lock_now
@@ -47,7 +47,7 @@ class Progress:
 
 def chained(digest: str, mark: str) -> str:
     """The digest of all marks so far and one more."""
-    return file_format.digest(f"{digest} {mark}".encode(errors="surrogateescape")).hex()
+    return hashing.digest(f"{digest} {mark}".encode(errors="surrogateescape")).hex()
 
 
 class ResumableFile:

@@ -11,9 +11,9 @@ from torch import nn
 
 from featcache.common.errors import UserError
 from featcache.common.files import one_line
+from featcache.common.hashing import differing_fields
 from featcache.embedding.job import Embedding
 from featcache.engines.backends import PRECISIONS
-from featcache.maintenance.differences import differing_fields
 from featcache.models.backbones import load_backbone
 from featcache.sources.image_sets import ImageDataset
 from heads.predictors import LinearHead
