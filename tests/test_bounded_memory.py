@@ -14,13 +14,15 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import BACKBONE
 from forking import Forked
 from numpy.typing import NDArray
+from PIL import Image
 
 from featcache.embedding.job import Embedding
-from featcache.models.backbones import Backbone
+from featcache.models.backbones import Backbone, load_backbone
 from featcache.models.stages import StagedModel
-from featcache.sources.image_sets import ImageDataset, ReadImages, Split
+from featcache.sources.image_sets import ImageDataset, ReadImages, Split, load_dataset
 from featcache.sources.preprocessing import Preprocessing
 
 COUNT = int(os.environ.get("FEATCACHE_IMAGES", "200000"))
@@ -92,6 +94,17 @@ def build(count: int) -> None:
     print(json.dumps({"rows": done.rows, "grown": grown}))
 
 
+def embed_folder(folder: Path) -> None:
+    """Embed a folder of images; print by how many bytes the memory grew."""
+    backbone = load_backbone(BACKBONE, weights="none", image_size=128)
+    dataset = load_dataset(str(folder))
+    before = memory("VmRSS")
+    done = Embedding(
+        dataset=dataset, backbone=backbone, cache_dir=Path("features"), device=torch.device("cpu"), batch_size=8
+    ).run()
+    print(json.dumps({"rows": done.rows, "damaged": done.rows_damaged, "grown": memory("VmHWM") - before}))
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is in /proc")
 @pytest.mark.parametrize("count", [75_000, pytest.param(COUNT, marks=pytest.mark.slow)])
 def test_images_stream_through(tmp_path: Path, count: int) -> None:
@@ -103,3 +116,19 @@ def test_images_stream_through(tmp_path: Path, count: int) -> None:
     assert told["rows"] == count + 1000
     assert told["grown"] < OTHERS + count * 1000, told
     assert OTHERS + count * 1000 < count * 4800  # or it would not show that all were kept
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is in /proc")
+def test_one_image_of_extreme_proportions_costs_no_memory(tmp_path: Path, folder: Path) -> None:
+    """Resized before it was cropped, 1 x 60,000 pixels would become 128 x 7,680,000 at least, 2.9 GB."""
+    grown = []
+    for n_strips in (0, 1):
+        if n_strips:
+            Image.new("RGB", (1, 60_000), "red").save(folder / "train" / "red" / "strip.png")
+        process = Forked(embed_folder, folder, folder=tmp_path)
+        out, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+        summary = json.loads(out.splitlines()[-1])
+        assert (summary["rows"], summary["damaged"]) == (52 + n_strips, 0)
+        grown.append(summary["grown"])
+    assert grown[1] - grown[0] < 1 << 30, grown

@@ -19,11 +19,10 @@ import joblib
 import numpy as np
 import pytest
 from conftest import QUICK
-from forking import Forked
+from forking import Forked, fork_command
 from loading import read_by_workers
 from making import numbered
 from stored_features import total
-from test_ranks import start
 
 from featcache.cache.cache_file import Cache
 from featcache.common import locks
@@ -228,9 +227,11 @@ def test_a_name_that_another_process_takes_meanwhile(
 
 @pytest.mark.slow
 def test_three_commands_at_once_are_three_runs(run: Run, tmp_path: Path) -> None:
-    """The quick one is `test_a_name_that_another_process_takes_meanwhile`."""
+    """FEATCACHE_ROUNDS=20 makes 60 runs; the quick one is `test_a_name_that_another_process_takes_meanwhile`."""
     run("embed", *QUICK)
-    command = (Path(__file__).parents[1] / "bin/fit-head", "--clf", "ridge")
-    started = [start(tmp_path, *command, "--seed", seed) for seed in range(3)]
-    assert [process.communicate(timeout=200)[1] for process in started] == [""] * 3
-    assert sorted(read_run(folder).record["seed"] for folder in (tmp_path / "runs").iterdir()) == [0, 1, 2]
+    count = 3 * int(os.environ.get("FEATCACHE_ROUNDS", "1"))
+    for first in range(0, count, 3):
+        seeds = range(first, first + 3)
+        started = [fork_command("fit-head", "--clf", "ridge", "--seed", seed, folder=tmp_path) for seed in seeds]
+        assert [process.communicate(timeout=200)[1] for process in started] == [""] * 3
+    assert sorted(read_run(folder).record["seed"] for folder in (tmp_path / "runs").iterdir()) == list(range(count))
