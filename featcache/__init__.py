@@ -1,4 +1,4 @@
-"""Images in, verified features out: embed a data set once with a frozen backbone, read it back in milliseconds.
+"""Embed a data set once with a frozen backbone, and read its verified features back in milliseconds.
 
 The public names load when first used (PEP 562), so that reading a cache needs neither torch nor torchvision.
 """

@@ -240,7 +240,7 @@ def carve_validation(y: Labels, *, fraction: float = 0.1, seed: int = 0) -> tupl
 
 
 def rows_fingerprint(*splits: SplitRows) -> str:
-    """`layout.fingerprint` of ``[[ids, labels], ...]``, without the whole JSON in memory."""
+    """`hashing.fingerprint` of ``[[ids, labels], ...]``, without the whole JSON in memory."""
     digest = hashlib.blake2b(digest_size=hashing.DIGEST_SIZE)
     for text in _spelled(splits):
         digest.update(text.encode())

@@ -1,4 +1,4 @@
-"""A plan in; the whole cache file out, its space reserved and its rows not yet written."""
+"""Create the whole cache file of a plan, with its space reserved and its rows not yet written."""
 
 from __future__ import annotations
 

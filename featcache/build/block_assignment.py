@@ -1,4 +1,4 @@
-"""The blocks that are missing in a file in, one rank's share of them out, and how far the other ranks are."""
+"""Share the missing blocks of a file among ranks, and watch how far the other ranks are."""
 
 from __future__ import annotations
 

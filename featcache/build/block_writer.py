@@ -1,4 +1,4 @@
-"""Blocks of rows in, a file in the making that holds them out: what counts survives a crash at any moment.
+"""Write checksummed blocks to an unfinished cache; a committed block survives a crash at any moment.
 
 Only ``pwrite`` at the data sets' offsets touches the file, so that HDF5's own structure cannot be torn. A block counts
 once its rows and then its checksums are on the disk. Several ranks may write to one file, each its own blocks.

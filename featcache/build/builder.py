@@ -1,4 +1,4 @@
-"""Features in, row by row; a sealed cache file out, or one in the making that the next build goes on with.
+"""Build a cache file from features that come row by row; an unfinished one is resumed by the next build.
 
 The file is created whole under another name, its space reserved (``featcache.build.allocation``), then written block by
 block (``featcache.build.block_writer``). Sealing is one more write and an atomic rename. Of several ranks the first
@@ -260,7 +260,7 @@ class CacheBuilder:
             The path of the sealed cache.
 
         Raises:
-            CacheError: a file of its name must not be replaced, see ``safeguards.finished_cache``.
+            CacheError: a file of its name must not be replaced, see ``preflight.finished_cache``.
         """
         finished_cache(self.path, self.plan)
         assert not any(self._pending.values())  # the last look has compared every block with its checksum

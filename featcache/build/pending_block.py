@@ -1,4 +1,4 @@
-"""Rows of one block in, as they come; the whole block out once none is missing."""
+"""Collect the rows of one block until none is missing."""
 
 from __future__ import annotations
 

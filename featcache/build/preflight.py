@@ -1,4 +1,4 @@
-"""What embedding is about to do or to hand out in; where it may not stand, the error that says why out."""
+"""Checks before and after embedding: disk space, drift, damaged images, a finished file of the same name."""
 
 from __future__ import annotations
 

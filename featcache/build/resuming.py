@@ -1,4 +1,4 @@
-"""What a cache will hold in; the file in the making that its build writes to out: found, made, or joined."""
+"""Find, create or join the unfinished file that a build writes to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of caches in; rows of the same encoder that are there already, by the content of their images, out.
+"""Find rows of the same encoder in other caches of a folder, by the content of their images.
 
 Finished caches and files in the making (of this host or others, at work or dead) serve alike: of the latter only blocks
 that have a checksum. All are only read.

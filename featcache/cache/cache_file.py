@@ -1,4 +1,4 @@
-"""A cache file in, its features, labels and ids out: checked, read-only, and never only half of them.
+"""Open a finished cache file, checked and read-only.
 
 Needs numpy, h5py and xxhash alone. Every block that is read is compared with its checksum first.
 """

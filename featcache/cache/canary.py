@@ -1,4 +1,4 @@
-"""The features of a few shipped pictures, then and now, in; whether and how far the stack has drifted out.
+"""Compare the features of a few shipped pictures with those recorded in a cache, to notice drift.
 
 Each cache holds what its own stack made of them: library versions, decoder, weights, precision and machine all have
 their part in it.

@@ -1,4 +1,4 @@
-"""A place in a cache where a block does not match its checksum; the words for it out."""
+"""A block that does not match its checksum: split, data set and rows."""
 
 from __future__ import annotations
 

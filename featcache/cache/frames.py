@@ -1,4 +1,4 @@
-"""A cached split in; what is known of its rows, column by column, out: as lists, or as a pandas DataFrame."""
+"""The rows of a cached split by column: as lists, or as a pandas DataFrame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HDF5 file in, where its data sets lie out: the only module that lets HDF5's library parse a file.
+"""Find where data sets lie in an HDF5 file: the only module that lets HDF5's library parse a file.
 
 Files may come from strangers. Whatever is not exactly as FORMAT.md says is refused: links of any other kind than hard
 ones, members that are missing or too many, other types, shapes that do not fit each other or the file, filters, and

@@ -1,8 +1,7 @@
-"""Nothing in, four small pictures' bytes out: embedded into each cache, they tell when a decoder, a resize, a
-library or a weight file gives other features than before.
+"""Read the four small pictures that are embedded into each cache, to show when features change.
 
 They were drawn with NumPy for this purpose, from gratings, chirps, shaded discs, bars and a little seeded noise, and
-saved with Pillow; nothing in them was found or photographed. Each takes another way through ``images.decode``:
+saved with Pillow; nothing in them was found or photographed. Each takes another way through ``decoding.decode``:
 
 - ``colour_420.jpg``: 320 x 240, colour at half resolution (4:2:0), quality 85;
 - ``grey_lying.jpg``: 128 x 88, grey, EXIF orientation 6, so that upright it is 88 x 128;

@@ -1,4 +1,4 @@
-"""Where data sets lie in a cache file in, their bytes out: by positioned reads or mapped, without HDF5's library.
+"""Read data sets of a cache file by position or mapped, without HDF5's library.
 
 Positioned reads, since a map turns a read error or a file that was cut off meanwhile into the death of the process.
 """

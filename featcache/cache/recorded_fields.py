@@ -1,4 +1,4 @@
-"""JSON text of a cache file in, objects whose fields have the right types out."""
+"""Parse the JSON text of a cache file, and check that its fields have the right types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where one split's data sets lie in, its rows out: every block compared with its checksum before it is handed out."""
+"""Read the rows of one split; every block is compared with its checksum first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cached split in; a torch Dataset of its (features, label) pairs out."""
+"""A cached split as a torch Dataset of (features, label) pairs."""
 
 from __future__ import annotations
 

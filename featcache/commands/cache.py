@@ -1,4 +1,4 @@
-"""``bin/cache``: a folder of caches in; what it holds, whether that is sound, and what of it may go, out."""
+"""``bin/cache``: list, describe, verify, compare, export, delete and resume the caches of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``bin/cache`` found in, lines and tables on a console out."""
+"""Print what ``bin/cache`` found, as lines and tables on a console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``bin/cache resume``: files in the making in, finished caches out, by the ``bin/embed`` that each of them records.
+"""``bin/cache resume``: finish interrupted caches by the ``bin/embed`` that each of them records.
 
 A file may come from a stranger: its command line goes through embed's own parser, is shown before it runs, and nothing
 else than embed is ever run.

@@ -1,4 +1,4 @@
-"""A path in, an open regular file out: a FIFO, a device or a folder at that path is refused, so nothing hangs.
+"""Open regular files only: a FIFO, a device or a folder at a path is refused, so that nothing hangs.
 
 With `one_line`, for what such a file says of itself.
 """

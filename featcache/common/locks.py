@@ -1,4 +1,4 @@
-"""The path of a cache in; the right to build it out, which one process on this host has at a time.
+"""Lock a cache's path, so that one process on this host builds it at a time.
 
 The locks are the kernel's (flock): a process that dies, or a machine that restarts, holds none. Two are taken, one
 beside the cache and one in the temporary folder of this host, so that a file system without locks does with the latter.

@@ -1,4 +1,4 @@
-"""A function and items in; its values for them out, in their order, computed ahead by threads.
+"""Compute a function's values for items ahead by threads, in the items' order.
 
 Threads rather than processes: decoding, resizing and hashing let go of Python's lock, so that threads are as fast, and
 start at once, where a process imports torch anew or inherits what another thread had locked.

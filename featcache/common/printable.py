@@ -1,4 +1,4 @@
-"""Text that a file holds in, the same fit for a terminal out."""
+"""Escape control characters, so that a file's text can be printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torchrun's environment in; which of its processes this one is, and what they tell one another, out.
+"""Read torchrun's environment, and exchange values among its processes.
 
 They talk JSON and bytes over gloo, so that CPUs and GPUs of any make do; tensors that lie on GPUs go over NCCL where
 each rank has one. A process that runs alone tells itself, and needs no torch for it.

@@ -1,4 +1,4 @@
-"""A file in the making in; its missing rows embedded and written out, and where the time went."""
+"""Embed and write the missing rows of an unfinished file, and time each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths, PIL images or arrays in, feature vectors out, as a scikit-learn transformer that keeps what it embedded."""
+"""A scikit-learn transformer that embeds paths, PIL images or arrays and keeps what it embedded."""
 
 from __future__ import annotations
 

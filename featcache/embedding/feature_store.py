@@ -1,4 +1,4 @@
-"""Images in, their features out: read by content where a cache of the same encoder holds them, else embedded and kept.
+"""Read features by the content of images from caches of the same encoder, and embed and keep what is missing.
 
 A store is a folder of caches with one unlabelled split, whose rows are told apart by content alone. What it lacks is
 embedded into one more cache, which takes in the rows of those that are no larger and replaces them: N images that came

@@ -1,4 +1,4 @@
-"""Images in, through the trunk in passes of one shape; features in the type that the cache stores out."""
+"""Run images through the trunk in passes of one shape, and round features to the type that is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backbone with all that decides its features in; the features of images of no data set out, nothing written."""
+"""A backbone with all that decides its features, for images of no data set; it writes nothing."""
 
 from __future__ import annotations
 

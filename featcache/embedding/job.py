@@ -1,4 +1,4 @@
-"""A data set and a backbone in, a sealed cache out: every image decoded and run through the trunk once."""
+"""Embed a data set with a backbone into a finished cache: every image is decoded and run through the trunk once."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class Embedding:
         return self.cache_dir / self.plan.file_name
 
     def finished(self) -> Cache | None:
-        """The sealed cache of this plan, if there is one; raises CacheError as ``safeguards.finished_cache``."""
+        """The sealed cache of this plan, if there is one; raises CacheError as ``preflight.finished_cache``."""
         return finished_cache(self.path, self.plan)
 
     def run(

@@ -1,4 +1,4 @@
-"""An encoder as a cache or a run records it in; the embedding that makes the same features today out."""
+"""Rebuild the encoder that a cache or a run records, so that it computes the same features today."""
 
 from __future__ import annotations
 

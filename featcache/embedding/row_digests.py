@@ -1,4 +1,4 @@
-"""A data set in; what is known of its rows before any image is decoded, out: each is read once for its digest."""
+"""Read every image of a data set once for its digest, before any is decoded."""
 
 from __future__ import annotations
 

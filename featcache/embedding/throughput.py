@@ -1,4 +1,4 @@
-"""The seconds that each step of embedding took in; the share of each, and what would make it faster, out."""
+"""Report the share of each step in the time of embedding, and what would make it faster."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A trunk in; the same trunk as a function from 8-bit batches to features out, by one of several engines.
+"""Turn a trunk into a function from 8-bit batches to features, by one of several engines.
 
 ``eager`` in fp32 is the reference, the trunk as it is. All else is faster and less exact: ``fidelity`` says how much
-less, and ``choosing`` which is worth its set-up.
+less, and ``engine_choice`` which is worth its set-up.
 """
 
 from __future__ import annotations

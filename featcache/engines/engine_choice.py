@@ -1,4 +1,4 @@
-"""An embedding whose engine, precision or batch size is left open in; the same with all settled, and why, out.
+"""Choose the engine, precision and batch size that an embedding leaves open, and say why.
 
 What is there decides first: a finished cache, or one in the making. Else a probe does: the seconds that images still to
 be embedded take by eager, against those that a faster engine takes with its set-up. How long a set-up takes and what

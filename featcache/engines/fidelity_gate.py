@@ -1,4 +1,4 @@
-"""Engines in; those out that are faithful to fp32 eager on a few real images, with their rate on these.
+"""Admit engines that are faithful to fp32 eager on a few real images, and time them on these.
 
 No engine embeds a data set before it has been through this.
 """

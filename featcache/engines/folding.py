@@ -1,4 +1,4 @@
-"""A frozen trunk in; a copy for reduced precision out: batch norms folded into convolutions, weights cast once.
+"""Copy a frozen trunk for reduced precision: batch norms folded into convolutions, weights cast once.
 
 The trunk itself is left alone: in float32 it is the reference, and nothing about it changes.
 """

@@ -1,4 +1,4 @@
-"""A torch network in; the same network compiled by OpenVINO for this processor out, in fp32, bf16 or int8."""
+"""Compile a torch network by OpenVINO for this processor, in fp32, bf16 or int8."""
 
 from __future__ import annotations
 

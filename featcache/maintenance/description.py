@@ -1,4 +1,4 @@
-"""A cache in, all that it says of itself out, as one JSON object."""
+"""Describe all that a cache says of itself as one JSON object."""
 
 from __future__ import annotations
 

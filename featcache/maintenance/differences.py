@@ -1,4 +1,4 @@
-"""Two caches in; where their encoders, their data and the features of their common rows differ, out."""
+"""Compare two caches: their encoders, their data, and the features of their common rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache in; a folder of plain files out: features as .npy, rows as .csv or .parquet, the encoder as JSON.
+"""Export a cache as a folder of plain files: features as .npy, rows as .csv or .parquet, the encoder as JSON.
 
 Names of files come from the splits alone, never from what a cache holds.
 """

@@ -1,4 +1,4 @@
-"""A folder of caches in, the files that serve nothing any more out, each with the reason; and their deletion.
+"""Find and delete files that no longer serve anything in a folder of caches, each with the reason.
 
 Only regular files whose names builders give are ever named, so that whatever else lies in the folder stays.
 """

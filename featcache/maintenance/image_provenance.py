@@ -1,4 +1,4 @@
-"""A cache in; where its images and its weights came from out, and the images themselves, where they are still there."""
+"""Find where a cache's images and weights came from, and the images themselves if they still exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder in, all its caches out: finished, in the making, and those that cannot be opened, with the reason."""
+"""List all caches of a folder: finished, unfinished, and those that can't be opened, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cache in; the ``bin/embed`` that made it, as it records it, checked by embed's own parser, out; nothing is run."""
+"""Parse the ``bin/embed`` that a cache records, by the command's own parser; nothing is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of caches in, the files that builders keep beside them out: files in the making, leftovers, locks."""
+"""Find the files that builders keep beside caches: unfinished caches, leftovers, locks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featcache.common import locks
 
 Kind = Literal["partial", "leftover", "lock"]
 
-#: As ``featcache.common.locks``, ``builder`` and ``skeleton`` name them.
+#: As ``featcache.common.locks``, ``builder`` and ``allocation`` name them.
 _NAME = re.compile(
     r"\.(?P<cache>.+\.h5)\.(?P<host>[0-9a-f]{8})\."
     r"(?:(?P<partial>(?:before[0-9]*\.)?partial)|(?P<leftover>partial\.[0-9]+)|(?P<lock>lock))",

@@ -1,4 +1,4 @@
-"""A cache in; the blocks that do not match their checksums, and what today's stack makes of its canary, out."""
+"""Verify a cache: every block against its checksum, and its canary against today's features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An open .pth file in, an error or nothing out: what its pickle would build is worked out first, and nothing is built.
+"""Check what the pickle in an open .pth file would build, before anything is built.
 
 ``torch.load(weights_only=True)`` executes no foreign code, but it calls constructors and allocates as the pickle says.
 Here the pickle is read opcode by opcode (``pickletools``) on numbers, names and tuples alone. What passes names tensors

@@ -1,4 +1,4 @@
-"""The folder of a fine-tuning run in; where its weights lie, and the preprocessing that they were tuned with, out."""
+"""Find the weights of a fine-tuning run, and the preprocessing that they were trained with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in, its ordered list of named stages out, with a cut between any two of them.
+"""Divide a model into an ordered list of named stages, and cut it between any two of them.
 
 A stage is a run of consecutive operations that holds parameters and ends where exactly one tensor is live, so that the
 model can be cut there: ``tail(trunk(x))`` is the whole model, operation for operation. The last linear layer is the

@@ -1,4 +1,4 @@
-"""A model in, its torch.fx graph out, run once on an example: proof that the graph computes what the model does.
+"""Trace a model to its torch.fx graph, and prove on an example that the graph computes the same.
 
 Symbolic tracing after Reed et al. 2022 (https://arxiv.org/abs/2112.08429). Blocks stay whole; only containers are
 traced through, and modules that wrap a row of like blocks (the encoder of a vision transformer) or the head.

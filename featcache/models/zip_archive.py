@@ -1,4 +1,4 @@
-"""An open zip archive in, where its stored members lie out; an archive that says more than it holds is refused."""
+"""Find the stored members of an open zip archive; an archive that claims more than it holds is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixels of any size in, several random views of each image out, the same views whenever the same image comes again."""
+"""Sample several random views of each image, the same ones whenever the same image comes again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in, batches of one size out, in order, decoded and resized ahead by threads where there are any."""
+"""Batch images of one size, in order, decoded and resized ahead by threads if there are any."""
 
 from __future__ import annotations
 

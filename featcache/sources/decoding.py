@@ -1,4 +1,4 @@
-"""An encoded image's bytes in, its pixels out: 8-bit, grey or RGB, upright, on white where it was transparent.
+"""Decode an image's bytes to 8-bit pixels: grey or RGB, upright, on white if it was transparent.
 
 Pillow decides what a file is and whether it is accepted. The pixels of plain JPEGs come from simplejpeg, which gives
 the same ones sooner, and leaves to Pillow whatever it finds fault with (torchvision's decoder is as fast, but is to be

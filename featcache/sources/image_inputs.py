@@ -1,4 +1,4 @@
-"""What a caller hands over as images (paths, PIL images, arrays) in; images to embed, each with a name, out."""
+"""Take a caller's paths, PIL images or arrays as images to embed, each with a name."""
 
 from __future__ import annotations
 

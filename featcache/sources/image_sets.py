@@ -1,4 +1,4 @@
-"""A data set's name or folder in, its splits of labelled images out, in a fixed order and with nothing decoded yet."""
+"""Load a data set by name or folder as splits of labelled images, in a fixed order and not yet decoded."""
 
 from __future__ import annotations
 

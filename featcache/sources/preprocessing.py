@@ -1,4 +1,4 @@
-"""Pixels of any size in, batches of one size out, by numbers that are all recorded."""
+"""Resize, crop and normalise pixels of any size into batches of one size, by numbers that are all recorded."""
 
 from __future__ import annotations
 

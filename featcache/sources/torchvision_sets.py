@@ -1,4 +1,4 @@
-"""The name of a known data set in, its images out: scikit-learn's digits and torchvision's classification sets."""
+"""Load a known data set by name: scikit-learn's digits and torchvision's classification sets."""
 
 from __future__ import annotations
 
